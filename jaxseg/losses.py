@@ -2,7 +2,8 @@
 
 One contract: `loss(logits, label, *, weight=None, ignore_index=255, axis_name=None, ...) -> float32 scalar`.
 
-* Pixels labelled `ignore_index` are masked before anything else: neither their label nor their logits (not even nan) reach value or gradient.
+* Pixels labelled `ignore_index` are masked before anything else: neither their label nor their logits (not even nan) reach the value or
+  the gradient.
 * Any other label outside 0..K-1 makes the loss and its gradient nan: nothing can be raised under `jit`, and silence would train -1 as
   class K-1. `jaxseg data check` refuses such labels beforehand.
 * Sums run in float32 whatever the type of the logits. With nothing to learn from (all ignored, all weights 0) loss and gradient are 0.
@@ -122,7 +123,7 @@ LOSSES = {"cross_entropy": cross_entropy, "soft_dice": soft_dice, "focal": focal
 def _masked(
     who: str, logits: Array, label: Array, weight: Array | None, class_weights: Array | Sequence[float] | None, ignore_index: int
 ) -> tuple[Float[Array, "n h w k"], Int[Array, "n h w"], Float[Array, "n h w"], Bool[Array, ""]]:
-    """Check static shapes; return float32 logits and legal labels with the ignored pixels zeroed, weights (0 = ignored), any label illegal."""
+    """Check static shapes; return float32 logits and labels with unused pixels zeroed, weights (0 = unused), any label illegal."""
     if logits.ndim < 2 or logits.shape[:-1] != label.shape:
         raise InputError(f"{who}: got logits {logits.shape} and label {label.shape}, need [N,H,W,K] and [N,H,W] with the same N, H and W")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
@@ -132,8 +133,10 @@ def _masked(
     if weight is not None and weight.shape != label.shape:
         raise InputError(f"{who}: got weight {weight.shape}, need one weight a pixel: {label.shape}")
     k = logits.shape[-1]
-    if class_weights is not None and jnp.shape(class_weights) != (k,):
-        raise InputError(f"{who}: got class_weights of shape {jnp.shape(class_weights)}, need one weight a class: ({k},)")
+    if class_weights is not None:
+        class_weights = jnp.asarray(class_weights, jnp.float32)
+        if class_weights.shape != (k,):
+            raise InputError(f"{who}: got class_weights of shape {class_weights.shape}, need one weight a class: ({k},)")
     label = jnp.asarray(label).astype(jnp.int32)
     valid = label != ignore_index
     legal = (label >= 0) & (label < k)
@@ -144,7 +147,7 @@ def _masked(
     if weight is not None:
         w = jnp.asarray(weight, jnp.float32)
     if class_weights is not None:
-        w = w * jnp.asarray(class_weights, jnp.float32)[label]
+        w = w * class_weights[label]
     # Selected, not multiplied: 0 * nan is nan.
     w = jnp.where(use, w, 0)
     logits = jnp.where(use[..., None], jnp.asarray(logits).astype(jnp.float32), 0)

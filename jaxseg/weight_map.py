@@ -25,7 +25,7 @@ def border_weight_map(
 
     d1 and d2 are the Euclidean distances, between pixel centres, to the nearest and to the second nearest instance. The second term
     is added on background pixels only, as is commonly done (inside an instance d1 would be 0), and is 0 where there are fewer than two
-    instances or d1 + d2 > 6 sigma (an error below 1.6e-8 w0). Instances that touch without background between them get no term.
+    instances within 6 sigma (an error below 1.6e-8 w0). Instances that touch without background between them get no term.
 
     Args:
         class_weights: w_c of each class, looked up in `label` (or, without `label`, in "is an instance": two classes). Default 1.
@@ -34,7 +34,9 @@ def border_weight_map(
     Source: Ronneberger et al. 2015, U-Net, eq. 2 (w0 = 10, sigma about 5 pixels).
     """
     if instances.ndim != 2 or not np.issubdtype(instances.dtype, np.integer):
-        raise InputError(f"border_weight_map: got instances {instances.shape} of type {instances.dtype}, need integers [H,W], 0 = background")
+        raise InputError(
+            f"border_weight_map: got instances {instances.shape} of type {instances.dtype}, need integers [H,W], 0 = background"
+        )
     if label is not None and label.shape != instances.shape:
         raise InputError(f"border_weight_map: got label {label.shape} and instances {instances.shape}, need the same [H,W]")
     if not sigma > 0:

@@ -12,6 +12,7 @@ of the outermost pixel for all three, as the U-Net mirrors its input at the bord
 Options at their neutral value (0, or (1, 1)) give back exactly the example. Intensities are not clipped to 0..1.
 
 `elastic`, `affine` and `scale` are names for parts of `warp`; use `warp` itself for several of them at once: it resamples only once.
+Geometry first, then intensities: XLA on the CPU computes the input of a resampling once for each of the four neighbours.
 """
 
 from collections.abc import Callable, Mapping
@@ -117,24 +118,24 @@ def warp(
         raise InputError(f"warp: elastic_grid must be at least 2 nodes an axis, got {elastic_grid}")
 
     affine_key, elastic_key = jax.random.split(key)
-    angle, log_zoom, lean, down, right = jax.random.uniform(affine_key, (5,), minval=-1.0, maxval=1.0)
+    angle, log_zoom, lean, *shift = jax.random.uniform(affine_key, (5,), minval=-1.0, maxval=1.0)
     angle, lean = angle * np.deg2rad(rotate_degrees), jnp.tan(lean * np.deg2rad(shear_degrees))
     # In this form a range of (1, 1) gives exp(0), exactly 1.
     magnification = jnp.exp(0.5 * (np.log(low) + np.log(high)) + log_zoom * (0.5 * (np.log(high) - np.log(low))))
 
-    # From the pixel of the result to where it is read: displacement, zoom, shear, rotation, shift.
-    y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
-    x = jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2
-    if elastic_px:
-        # Matrix products, for XLA on the CPU fuses sums of outer products into the gathers, which repeats them at every neighbour.
-        nodes = elastic_px * jax.random.normal(elastic_key, (2, elastic_grid, elastic_grid))
-        rows, columns = cubic_matrix(height, elastic_grid), cubic_matrix(width, elastic_grid)
-        field = jnp.einsum("hi,dij,wj->dhw", rows, nodes, columns, precision="highest")
-        y, x = y + field[0], x + field[1]
-    y, x = y / magnification, x / magnification
-    x = x + lean * y
-    y, x = jnp.cos(angle) * y - jnp.sin(angle) * x, jnp.sin(angle) * y + jnp.cos(angle) * x
-    return resample(example, y + (height - 1) / 2 + down * shift_px, x + (width - 1) / 2 + right * shift_px)
+    # Where a pixel of the result is read: displaced, over the zoom, sheared, rotated, shifted. All of it is linear in the row and column
+    # polynomials below, so that two small matrix products give all coordinates; XLA on the CPU would fuse the elementwise form into the
+    # gathers and repeat it for every neighbour and channel.
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    linear = jnp.array([[cos - sin * lean, -sin], [sin + cos * lean, cos]]) / magnification
+    nodes = elastic_px * jax.random.normal(elastic_key, (2, elastic_grid, elastic_grid))
+    nodes = jnp.einsum("de,eij->dij", linear, nodes, precision="highest")
+    centre, size = np.array([height - 1, width - 1]) / 2, elastic_grid
+    terms = jnp.pad(nodes, ((0, 0), (0, 2), (0, 2)))
+    terms = terms.at[:, size + 1, size].set(linear[:, 0]).at[:, size, size + 1].set(linear[:, 1])
+    terms = terms.at[:, size, size].set(shift_px * jnp.stack(shift) + centre)
+    y, x = jnp.einsum("hi,dij,wj->dhw", _polynomials(height, size), terms, _polynomials(width, size), precision="highest")
+    return resample(example, y, x)
 
 
 def elastic(key: PRNGKeyArray, example: Example, *, std_px: float = 10.0, grid: int = 3) -> dict[str, Array]:
@@ -171,20 +172,17 @@ def resample(example: Example, y: Float[Array, "h w"], x: Float[Array, "h w"]) -
     out = dict(example)
     out["label"] = _take(example["label"], jnp.round(y).astype(jnp.int32), jnp.round(x).astype(jnp.int32))
 
-    # One set of indices and fractions serves all channels, the weight riding along as the last one.
-    planes = [example["image"]] + ([example["weight"][..., None]] if "weight" in example else [])
-    stack = jnp.concatenate(planes, axis=-1)
     top, left = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
     bottom, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
-    v, u = (y - top)[..., None], (x - left)[..., None]
-    above = _take(stack, top, left) * (1 - u) + _take(stack, top, right) * u
-    below = _take(stack, bottom, left) * (1 - u) + _take(stack, bottom, right) * u
-    mixed = above * (1 - v) + below * v
-    channels = example["image"].shape[-1]
-    out["image"] = mixed[..., :channels].astype(example["image"].dtype)
-    if "weight" in example:
-        out["weight"] = mixed[..., channels].astype(example["weight"].dtype)
-    return out
+    down, across = y - top, x - left
+
+    def linear(value: Array) -> Array:
+        v, u = (f.reshape(f.shape + (1,) * (value.ndim - 2)) for f in (down, across))
+        above = _take(value, top, left) * (1 - u) + _take(value, top, right) * u
+        below = _take(value, bottom, left) * (1 - u) + _take(value, bottom, right) * u
+        return (above * (1 - v) + below * v).astype(value.dtype)
+
+    return out | {name: linear(example[name]) for name in ("image", "weight") if name in example}
 
 
 def cubic_matrix(size: int, nodes: int) -> np.ndarray:
@@ -252,6 +250,11 @@ def _check(example: Example, who: str) -> tuple[int, int]:
     if not jnp.issubdtype(image.dtype, jnp.floating) or not jnp.issubdtype(label.dtype, jnp.integer):
         raise InputError(f"{who}: needs a float image in 0..1 and an integer label, got {image.dtype} and {label.dtype}; convert first")
     return image.shape[0], image.shape[1]
+
+
+def _polynomials(size: int, nodes: int) -> np.ndarray:
+    """[size,nodes+2] float32: the cubic interpolation of the nodes, 1, and the pixel's position from the centre."""
+    return np.column_stack([cubic_matrix(size, nodes), np.ones(size), np.arange(size) - (size - 1) / 2]).astype(np.float32)
 
 
 def _range(who: str, name: str, values: tuple[float, float]) -> tuple[float, float]:

@@ -165,7 +165,8 @@ def _look(record: Record, info: DataInfo) -> tuple[list[str], list[str]]:
     if wrong.size:
         some = ", ".join(map(str, wrong[:5].tolist())) + (" ..." if wrong.size > 5 else "")
         faults.append(
-            f"the label has the values {some}; required are 0..{info.num_classes - 1}, and {info.ignore_index} for ignored pixels: correct it"
+            f"the label has the values {some}; required are 0..{info.num_classes - 1}, "
+            f"and {info.ignore_index} for ignored pixels: correct it"
         )
     if "instances" in record and np.asarray(record["instances"]).shape != label.shape:
         faults.append(f"the instance map has shape {np.asarray(record['instances']).shape}, the label {label.shape}: export it anew")

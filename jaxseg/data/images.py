@@ -43,7 +43,7 @@ def read_image(source: Source, name: str | None = None) -> np.ndarray:
         array, alpha = _image_tiff(data, name) if kind == "TIFF" else _image_pillow(data, name)
     array = array[..., None] if array.ndim == 2 else array
     if array.dtype not in (np.uint8, np.uint16, np.float32):
-        raise InputError(f"{name}: pixels are {array.dtype}; uint8, uint16 or float32 is required: convert the file (8-bit, 16-bit or 32-bit float)")
+        raise InputError(f"{name}: pixels are {array.dtype}; uint8, uint16 or float32 is required: convert the file")
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise InputError(f"{name}: the picture holds nan or infinite values: replace them by finite ones")
     return np.ascontiguousarray(_without_alpha(array, name) if alpha else array)
@@ -67,14 +67,14 @@ def read_label(source: Source, name: str | None = None) -> np.ndarray:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 3 and (array.shape[-1] != 3 or array.dtype != np.uint8):
-        raise InputError(f"{name}: a label of shape {array.shape} {array.dtype}; one channel of class numbers, or 8-bit RGB colours, is required")
+        raise InputError(f"{name}: a label of shape {array.shape} {array.dtype}; one channel, or 8-bit RGB, is required")
     if array.dtype.kind not in "iu":
         raise InputError(f"{name}: label values are {array.dtype}; integers are required: save the label with an integer type")
     return np.ascontiguousarray(array)
 
 
 def encode(array: np.ndarray) -> bytes:
-    """Lossless bytes of an image [H,W,C] or label [H,W] of any integer type up to 32 bits or float32: PNG where that can hold it, else TIFF.
+    """Lossless bytes of an image [H,W,C] or label [H,W] of integers up to 32 bits or float32: PNG where that can hold it, else TIFF.
 
     >>> label = np.array([[0, 1], [255, 2]], np.int32)
     >>> decode(encode(label)).dtype, np.array_equal(decode(encode(label)), label)
@@ -93,8 +93,9 @@ def encode(array: np.ndarray) -> bytes:
         Image.fromarray(flat).save(buffer, "PNG", pnginfo=text)
     else:
         kept = flat if flat.ndim == 2 or flat.shape[-1] > 1 else flat[..., 0]
-        layout = {"planarconfig": "contig"} if kept.ndim == 3 else {}
-        tifffile.imwrite(buffer, kept, photometric="minisblack", compression="zlib", metadata=None, description=f"jaxseg {note}", **layout)
+        planes = "contig" if kept.ndim == 3 else None
+        about = f"jaxseg {note}"
+        tifffile.imwrite(buffer, kept, photometric="minisblack", planarconfig=planes, compression="zlib", metadata=None, description=about)
     return buffer.getvalue()
 
 
@@ -216,13 +217,13 @@ def _tiff(data: bytes, name: str) -> tuple[np.ndarray, int, bool]:
         axes = "".join(axes)
         if axes not in ("YX", "YXS", "SYX", "YXC", "CYX") or len(file.series) > 1:
             raise InputError(
-                f"{name}: a TIFF file of {len(file.pages)} pages, axes {series.axes} {shape}; one picture [H,W] or [H,W,C] a file is required: split it"
-                " (or, if the first axis is channels, save it with axes CYX)"
+                f"{name}: a TIFF file of {len(file.pages)} pages, axes {series.axes} {shape}; one picture [H,W] or [H,W,C]"
+                " a file is required: split it (or, if the first axis is channels, save it with axes CYX)"
             )
         _check_pixels(series.shape[series.axes.index("Y")], series.shape[series.axes.index("X")], name)
         if series.size > 4 * MAX_PIXELS:
             raise InputError(f"{name}: {shape} is {series.size} values; at most {4 * MAX_PIXELS} are read: cut it into tiles")
-        for part in series.pages:
+        for part in filter(None, series.pages):
             for offset, count in zip(part.dataoffsets, part.databytecounts, strict=True):
                 if count == 0 or offset + count > len(data):
                     raise ValueError("pixel data end before the file says")
@@ -247,5 +248,5 @@ def _image_tiff(data: bytes, name: str) -> tuple[np.ndarray, bool]:
 def _label_tiff(data: bytes, name: str) -> tuple[np.ndarray, bool]:
     array, photometric, alpha = _tiff(data, name)
     if photometric not in (1, 2, 3):
-        raise InputError(f"{name}: a TIFF label with colour model {photometric}; class numbers (black is zero, or palette) or RGB is required")
+        raise InputError(f"{name}: a TIFF label with colour model {photometric}; numbers (black is zero, palette) or RGB are required")
     return array.astype(np.uint8) if array.dtype == bool else array, alpha

@@ -1,0 +1,142 @@
+"""A contact sheet: samples as image, label in colours and overlay, with the names of the classes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from jaxseg.data.listing import DataInfo, Listing, Record
+from jaxseg.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxseg.data.dataset import Dataset
+
+CELL = 240  # pixels, of the longer side of a picture
+GAP = 8
+LINE = 20
+IGNORED = (200, 200, 200)
+
+
+def contact_sheet(data: "Listing | Dataset", out: Path, split: str = "train", count: int = 12) -> None:
+    """Writes a PNG of `count` samples spread evenly over a split; ignored pixels are hatched, objects of instance maps outlined.
+
+    Raises:
+      InputError: no such split, a count below 1, a file name that is not .png, no folder to write into.
+    """
+    out = Path(out)
+    if split not in data.splits:
+        raise InputError(f"show: {data.info.name} has no split {split}; there are {', '.join(data.splits)}: give one of them")
+    if count < 1:
+        raise InputError(f"show: count is {count}; at least 1 is required")
+    if out.suffix.lower() != ".png" or not out.parent.is_dir():
+        raise InputError(f"show: cannot write {out}; a .png file in a folder that exists is required: give another --out")
+    records = _spread(data, split, count)
+    columns = 2 if len(records) > 2 else 1
+    rows = -(-len(records) // columns)
+    block_width, block_height = 3 * (CELL + GAP) + GAP, CELL + LINE + GAP
+    width = columns * block_width + GAP
+    font = ImageFont.load_default(13)
+    legend = _legend(data.info, width, font)
+    head = LINE + GAP
+    sheet = Image.new("RGB", (width, head + rows * block_height + legend.height + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    total = len(data.splits[split]) if isinstance(data, Listing) else data.splits[split]
+    title = f"{data.info.name}, {split}: {len(records)} of {total} samples; image, label, overlay"
+    draw.text((GAP, GAP), title, fill="black", font=font)
+    for number, record in enumerate(records):
+        left, top = GAP + number % columns * block_width, head + number // columns * block_height
+        height, length = record["label"].shape
+        kind = f"{length} x {height}, {record['image'].shape[-1]} x {record['image'].dtype}"
+        draw.text((left, top), _cut(f"{record['name']}  ({kind})", 3 * CELL, font), fill="black", font=font)
+        for place, panel in enumerate(_panels(record, data.info)):
+            sheet.paste(panel, (left + place * (CELL + GAP), top + LINE))
+    sheet.paste(legend, (0, head + rows * block_height))
+    sheet.save(out)
+
+
+def rgb(image: np.ndarray) -> np.ndarray:
+    """[H,W,C] of any type -> [H,W,3] uint8 to look at: the first three channels, or the first one as grey.
+
+    8-bit images are left as they are; others are stretched from the 1st to the 99th percentile, all channels alike.
+    """
+    image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    if image.dtype == np.uint8:
+        return image
+    values = image.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
+    stretched = (values - low) / (high - low if high > low else 1.0)
+    return (255 * np.nan_to_num(stretched, nan=0.0).clip(0, 1)).astype(np.uint8)
+
+
+def coloured(label: np.ndarray, info: DataInfo) -> np.ndarray:
+    """[H,W] classes -> [H,W,3] uint8 in the colours of the classes; ignored pixels grey, hatched."""
+    table = np.full((256, 3), IGNORED, np.uint8)
+    table[: info.num_classes] = info.colours
+    colours = table[label]
+    row, column = np.indices(label.shape)
+    colours[(label == info.ignore_index) & ((row + column) % 8 < 2)] = (90, 90, 90)
+    return colours
+
+
+def _panels(record: Record, info: DataInfo) -> list[Image.Image]:
+    """Image, label and overlay, each at most CELL wide and high. Resized first, so that the hatch and the outlines stay visible."""
+    height, width = record["label"].shape
+    scale = CELL / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = Image.fromarray(rgb(np.asarray(record["image"]))).resize(
+        size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+    )
+    rows = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(int)
+    columns = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(int)
+    label = np.asarray(record["label"])[rows[:, None], columns]
+    colours = coloured(label, info)
+    mixed = (0.55 * np.asarray(picture) + 0.45 * colours).astype(np.uint8)
+    if "instances" in record:
+        edge = _edges(np.asarray(record["instances"])[rows[:, None], columns])
+        colours[edge] = mixed[edge] = 255
+    return [picture, Image.fromarray(colours), Image.fromarray(mixed)]
+
+
+def _edges(instances: np.ndarray) -> np.ndarray:
+    """[H,W] bool: pixels of an object whose right or lower neighbour is of another number."""
+    edge = np.zeros(instances.shape, bool)
+    edge[:, :-1] |= instances[:, :-1] != instances[:, 1:]
+    edge[:-1] |= instances[:-1] != instances[1:]
+    return edge
+
+
+def _spread(data: "Listing | Dataset", split: str, count: int) -> list[Record]:
+    records = data.splits[split] if isinstance(data, Listing) else data.split(split)
+    places = np.unique(np.linspace(0, len(records) - 1, count).round().astype(int)).tolist()
+    return [data.read(records[place]) if isinstance(data, Listing) else records[place] for place in places]
+
+
+def _legend(info: DataInfo, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> Image.Image:
+    entries = [(f"{number} {name}", colour) for number, (name, colour) in enumerate(zip(info.class_names, info.colours, strict=True))]
+    entries.append((f"{info.ignore_index} ignored", IGNORED))
+    places, left, top = [], GAP, GAP
+    for text, _ in entries:
+        length = LINE + font.getlength(text) + 2 * GAP
+        if left + length > width and left > GAP:
+            left, top = GAP, top + LINE + 4
+        places.append((left, top))
+        left += length
+    legend = Image.new("RGB", (width, int(top) + LINE + GAP), "white")
+    draw = ImageDraw.Draw(legend)
+    for (text, colour), (left, top) in zip(entries, places, strict=True):
+        draw.rectangle((left, top, left + 14, top + 14), fill=colour, outline="black")
+        if colour == IGNORED:
+            for shift in (4, 12, 20):
+                draw.line(
+                    (left + max(0, shift - 14), top + min(14, shift), left + min(14, shift), top + max(0, shift - 14)), fill=(90, 90, 90)
+                )
+        draw.text((left + LINE, top), text, fill="black", font=font)
+    return legend
+
+
+def _cut(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    while font.getlength(text) > width:
+        text = text[:-4] + "…"
+    return text

@@ -1,0 +1,125 @@
+"""The training state, arrays only, and the two pure functions that use it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, UInt32
+
+from jaxseg.data.augment import augment_batch
+from jaxseg.inference.whole import standardise
+from jaxseg.metrics import confusion_matrix
+from jaxseg.upsample import center_crop
+
+Batch = dict[str, Array]
+Loss = Callable[..., Float[Array, ""]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a training step reads and writes.
+
+    `ema` is the exponential moving average of `params` and `batch_stats` together as `{"params": ..., "batch_stats": ...}`, or None.
+    `rng` is the raw data of a threefry key; a step folds its number in, so no state of a generator has to be kept.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    rng: UInt32[Array, "2"]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What to evaluate and predict with: the averaged weights where there are any."""
+        return self.ema if self.ema is not None else _variables(self.params, self.batch_stats)
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int, int], *, seed: int = 0, ema: bool = False
+) -> TrainState:
+    """A fresh state for images [N,H,W,C] = `image_shape`; the same seed gives the same state."""
+    rng = jax.random.key(seed)
+    variables = model.init(jax.random.fold_in(rng, 0), jnp.zeros((1, *image_shape[1:]), jnp.float32))
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, _variables(params, batch_stats)) if ema else None,
+        rng=jax.random.key_data(rng),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    mean: Float[Array, " c"],
+    std: Float[Array, " c"],
+    augment: tuple[Callable, ...] = (),
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One optimizer step on {"image": [N,H,W,C] in 0..1, "label": [N,H,W], "weight"?: [N,H,W]}.
+
+    Under pmap the batch is this device's share and `axis_name` its axis: augmentation and dropout draw what they would for the
+    whole batch, the loss is that of the whole batch, and its gradient is averaged.
+
+    Returns:
+      the next state and {"loss", "grad_norm"}.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
+    augment_key, dropout_key = jax.random.split(key)
+    n = batch["image"].shape[0]
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * n
+    keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(first + jnp.arange(n))
+    batch = augment_batch(augment, keys, batch)
+    image = standardise(batch["image"], mean, std)
+
+    def loss_fn(params):
+        logits, updates = model.apply(
+            _variables(params, state.batch_stats), image, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
+        )
+        h, w = logits.shape[1:3]  # unpadded convolutions lose a margin
+        label = center_crop(batch["label"][..., None], h, w)[..., 0]
+        weight = center_crop(batch["weight"][..., None], h, w)[..., 0] if "weight" in batch else None
+        return loss(logits, label, weight=weight, axis_name=axis_name), updates.get("batch_stats", {})
+
+    (value, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    if axis_name is not None:
+        grads = jax.lax.pmean(grads, axis_name)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))  # a short memory at first
+        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, _variables(params, batch_stats))
+    metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.rng), metrics
+
+
+def eval_step(
+    variables: Any, batch: Batch, *, predict: Callable[[Any, Array], Float[Array, "n h w k"]], ignore_index: int = 255
+) -> tuple[Int[Array, "k k"], Float[Array, "n h w k"]]:
+    """The confusion matrix of a batch of whole images, and its logits. Pixels labelled `ignore_index` count nowhere.
+
+    Args:
+      predict: `(variables, image [N,H,W,C] in 0..1) -> logits [N,H,W,K]` of the label's size.
+    """
+    logits = predict(variables, batch["image"])
+    matrix = confusion_matrix(batch["label"], jnp.argmax(logits, -1), num_classes=logits.shape[-1], ignore_index=ignore_index)
+    return matrix, logits
+
+
+def _variables(params: Any, batch_stats: Any) -> dict[str, Any]:
+    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
