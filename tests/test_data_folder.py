@@ -304,7 +304,7 @@ def test_label_value_out_of_range(tmp_path):
 
 def test_instance_maps_as_labels(tmp_path):
     text = message(make(tmp_path, label=lambda _: np.arange(48, dtype=np.uint16).reshape(6, 8) + 300))
-    assert "347" in text
+    assert ".png has label values from 300 to 347" in text
     assert "instances/" in text
 
 
@@ -312,6 +312,17 @@ def test_damaged_label(tmp_path):
     path = make(tmp_path) / "labels" / "s1.png"
     path.write_bytes(path.read_bytes()[:50])
     assert "s1.png" in message(tmp_path)
+
+
+def test_only_unreadable_images_are_left_to_check(tmp_path):
+    make(tmp_path, 3)
+    for number, path in enumerate(sorted((tmp_path / "images").iterdir())):
+        path.write_bytes(path.read_bytes()[:50])
+        if number < 2:
+            listing = folder.listing(tmp_path)
+            assert f"s{number}.png" in fault_of(listing, f"s{number}")
+    text = message(tmp_path)
+    assert all(part in text for part in ("no image can be read", "s0.png", "s1.png", "s2.png"))
 
 
 def fault_of(listing, name: str) -> str:

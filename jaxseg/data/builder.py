@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,7 @@ def _write(listing: Listing, data_dir: Path, metadata: dict[str, Any], advance: 
             del dl_manager
             return {split: self._generate_examples(items) for split, items in listing.splits.items()}
 
-        def _generate_examples(self, items: list[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
+        def _generate_examples(self, items: Sequence[Item]) -> Iterator[tuple[int, dict[str, Any]]]:
             for index, item in enumerate(items):
                 record = listing.read(item)
                 check_record(record, listing.info)

@@ -11,6 +11,9 @@ from scipy import ndimage
 from jaxseg.data.listing import DataInfo, Item, Listing, Record
 
 SIZE = 256
+GENERATOR = 1
+"""Raise it when the pictures change: a prepared set of other pictures is then recognised (builder.content_digest)."""
+
 SPLITS = {"train": 300, "val": 50, "test": 100}
 BORDER_PX = 2
 """The border class reaches this far to either side of an outline."""
@@ -28,12 +31,12 @@ def listing(seed: int = 0) -> Listing:
     """The generated set: 300 / 50 / 100 pictures (train / val / test); picture i of a split depends on (seed, split, i) only."""
 
     def read(item: Item) -> Record:
-        split_number, index = item.key
+        split_number, index, _ = item.key
         image, instances = generate(np.random.default_rng((seed, split_number, index)))
         return {"name": item.name, "image": image[..., None], "label": border_label(instances), "instances": instances}
 
     splits = {
-        split: [Item(f"{split}_s{seed}_{index:04d}", (split_number, index)) for index in range(length)]
+        split: [Item(f"{split}_s{seed}_{index:04d}", (split_number, index, GENERATOR)) for index in range(length)]
         for split_number, (split, length) in enumerate(SPLITS.items())
     }
     return Listing(INFO, splits, read)
@@ -64,7 +67,8 @@ def otsu_baseline(image: UInt8[np.ndarray, "h w 1"]) -> Int[np.ndarray, "h w"]:
     from skimage.filters import threshold_otsu
 
     smooth = ndimage.gaussian_filter(image[..., 0].astype(np.float32), 1.0)
-    instances, _ = ndimage.label(smooth > threshold_otsu(smooth))
+    instances = np.zeros(smooth.shape, np.int32)
+    ndimage.label(smooth > threshold_otsu(smooth), output=instances)
     return border_label(instances)
 
 
@@ -124,7 +128,8 @@ def _whole_instances(instances: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"
     for old, box in enumerate(ndimage.find_objects(instances), start=1):
         if box is None:
             continue
-        pieces, _ = ndimage.label(instances[box] == old)
+        pieces = np.zeros(instances[box].shape, np.int32)
+        ndimage.label(instances[box] == old, output=pieces)
         areas = np.bincount(pieces.ravel())[1:]
         if areas.max() >= 30:
             number += 1
@@ -136,17 +141,17 @@ def _camera(rng: np.random.Generator, instances: Int[np.ndarray, "h w"], depth: 
     """Light, blur and noise: what the microscope would make of the nuclei."""
     size = instances.shape[0]
     count = int(instances.max())
-    brightness = np.concatenate([[0.0], rng.uniform(0.36, 1.0, count)]).astype(np.float32)
+    brightness = np.concatenate([[0.0], rng.uniform(0.34, 1.0, count)]).astype(np.float32)
     texture = 1 + rng.uniform(0.1, 0.22) * _unit(_noise(rng, size, 1.6)) + 0.10 * _unit(_noise(rng, size, 5.0))
     dome = 1 - 0.22 * np.minimum(depth, 1) ** 2  # thicker in the middle
     seam = ndimage.gaussian_filter(_touching(instances).astype(np.float32), 0.8)
-    signal = brightness[instances] * np.clip(texture, 0.45, 1.6) * dome * (1 - rng.uniform(0.55, 0.8) * seam)
+    signal = brightness[instances] * np.clip(texture, 0.45, 1.6) * dome * (1 - rng.uniform(0.45, 0.75) * seam)
     _add_spots(rng, signal, int(rng.integers(6, 18)), (0.7, 1.3), (0.4, 1.1))  # specks of dirt
     signal = ndimage.gaussian_filter(signal, rng.uniform(0.8, 1.1))
     _add_spots(rng, signal, int(rng.integers(2, 6)), (7, 15), (0.10, 0.32))  # out of focus
     haze = 0.06 + 0.30 * _bump(rng, size)
-    photons = rng.uniform(260, 480)
-    light = 0.20 + 0.80 * _bump(rng, size)
+    photons = rng.uniform(160, 360)
+    light = 0.17 + 0.83 * _bump(rng, size)
     camera = rng.poisson(photons * light * (signal + haze)) / photons + rng.normal(0.04, 0.012, (size, size))
     return np.clip(np.round(camera * 215), 0, 255).astype(np.uint8)
 

@@ -73,8 +73,8 @@ def median_frequency_weights(pixels: np.ndarray, image_pixels: np.ndarray) -> np
 
     Source: Eigen and Fergus, Predicting Depth, Surface Normals and Semantic Labels, ICCV 2015, section 6.3.2.
 
-    >>> median_frequency_weights(np.array([10, 40, 30]), np.array([100, 100, 100])).tolist()
-    [3.0, 0.75, 1.0]
+    >>> median_frequency_weights(np.array([25, 100, 50]), np.array([100, 100, 100])).tolist()
+    [2.0, 0.5, 1.0]
     """
     there = pixels > 0
     frequency = np.divide(pixels, image_pixels, out=np.ones(len(pixels)), where=there)

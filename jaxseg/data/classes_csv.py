@@ -36,7 +36,7 @@ def read_classes(path: Path) -> ClassTable | None:
     """
     if not path.is_file():
         return None
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), skipinitialspace=True))
+    rows = list(csv.DictReader(path.read_text("utf-8-sig", "replace").splitlines(), skipinitialspace=True))
     head = set(rows[0]) if rows else set()
     hint = "The header is `name` or `name,red,green,blue`, either with `index` if you like: one row a class"
     if "name" not in head or (head & set(COLOURS) and not head >= set(COLOURS)):

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jaxseg.data import DATASETS, camvid, cells, isbi2012, make_listing, open_dataset
 from jaxseg.data import prepare as prepare_listing
-from jaxseg.data.catalogue import CATALOGUE, how_to_prepare, open_catalogue
+from jaxseg.data.catalogue import CATALOGUE, how_to_prepare
 from jaxseg.data.check import check as check_data
 from jaxseg.data.check import print_report
 from jaxseg.data.dataset import Dataset
@@ -72,13 +72,15 @@ def prepare(name: Name, data_dir: Folder, source: MaybeFolder = None, seed: int 
             raise InputError(
                 f"{name}: source {str(source)!r} given, but TFDS prepares this set: leave --source out. {how_to_prepare(name, data_dir)}"
             )
-        dataset = open_catalogue(name, data_dir)
+        dataset = open_dataset(name, data_dir)
         print(f"{name}: is prepared in {data_dir / name}")
     else:
         where = prepare_listing(make_listing(name, source, seed), data_dir)
         dataset = open_dataset(name, data_dir)
         print(f"{name}: prepared in {where}")
-    print(", ".join(f"{split} {length}" for split, length in dataset.splits.items()))
+    print(
+        f"{dataset.info.num_classes} classes, {dataset.info.channels} channels: {', '.join(f'{s} {n}' for s, n in dataset.splits.items())}"
+    )
     print(f"next: jaxseg data check {name} --data-dir {shlex.quote(str(data_dir))}")
     print(f"      jaxseg data show {name} --data-dir {shlex.quote(str(data_dir))} --out {name}.png")
     return 0
@@ -131,8 +133,10 @@ def show(
 def main(argv: list[str]) -> int:
     """Runs `jaxseg data ARGV` and returns the exit code; InputErrors pass through."""
     app = tyro.extras.SubcommandApp()
-    for name, function in (("list", list_sets), ("prepare", prepare), ("check", check), ("show", show)):
-        app.command(function, name=name)
+    app.command(name="list")(list_sets)
+    app.command(prepare)
+    app.command(check)
+    app.command(show)
     return app.cli(prog="jaxseg data", description=EXAMPLE, args=argv)
 
 
@@ -147,7 +151,7 @@ def _open(name: str, data_dir: Path | None, source: Path | None, seed: int) -> D
         if name in CATALOGUE:
             raise InputError(f"{name}: --source given, but this set is read where TFDS has prepared it: pass --data-dir FOLDER")
         return make_listing(name, source, seed)
-    return open_catalogue(name, data_dir) if name in CATALOGUE else open_dataset(name, data_dir)
+    return open_dataset(name, data_dir)
 
 
 def _check_name(name: str) -> None:

@@ -81,10 +81,10 @@ def tfds_sources(folder: Path) -> dict[str, Sequence[Any]]:
     """The raw examples of each split of a TFDS set prepared as array_record in `folder` (.../NAME/VERSION); images stay encoded bytes."""
     import tensorflow_datasets as tfds
 
-    reader = tfds.builder_from_directory(folder)
-    features: Any = reader.info.features
-    decoders: Any = {key: tfds.decode.SkipDecoding() for key, feature in features.items() if isinstance(feature, tfds.features.Image)}
-    return {split: reader.as_data_source(split, decoders=decoders) for split in reader.info.splits}  # pyright: ignore[reportReturnType]
+    reader: Any = tfds.builder_from_directory(folder)
+    features = reader.info.features
+    decoders = {key: tfds.decode.SkipDecoding() for key, feature in features.items() if isinstance(feature, tfds.features.Image)}
+    return {split: reader.as_data_source(split, decoders=decoders) for split in reader.info.splits}
 
 
 def _to_record(example: Mapping[str, Any]) -> Record:

@@ -40,7 +40,7 @@ class Paths(NamedTuple):
 
 
 def listing(source: Path, seed: int = 0) -> Listing:
-    """Finds, pairs, splits and looks through a folder (every label is read once, no image but the first).
+    """Finds, pairs, splits and looks through a folder (every label is read once, and one image).
 
     Raises:
       InputError: missing or empty folders, unpaired or doubled files, bad split files, bad classes.csv, bad label values.
@@ -54,15 +54,15 @@ def listing(source: Path, seed: int = 0) -> Listing:
     values_of = _scan(samples, colours)
     values = set().union(*values_of.values())
     mask = values <= {0, IGNORE} and (listed is None or (len(listed.names) == 2 and IGNORE not in listed.values))
-    names = _class_names(listed, values, mask)
+    names = _class_names(listed, values_of, mask)
     faults = [fault for path, found in values_of.items() if (fault := _out_of_range(path, found, len(names)))]
     if faults:
         raise InputError(f"folder: {_some(faults)}: correct the labels or classes.csv; maps of single objects belong in instances/")
-    first = samples[0].image
+    first, channels = _first_readable(samples)
     info = DataInfo(
         name="folder",
         class_names=names,
-        channels=read_image(first, str(first)).shape[-1],
+        channels=channels,
         colours=class_colours(listed, len(names)),
         description=f"The folder {source.resolve().name}: {len(samples)} images, {len(names)} classes.",
     )
@@ -148,7 +148,7 @@ def _splits(source: Path, groups: Mapping[str, Mapping[str, Paths]], seed: int) 
     faults = []
     for split, path in files.items():
         named[split] = []
-        for line in filter(None, map(str.strip, path.read_text().splitlines())):
+        for line in filter(None, map(str.strip, path.read_text("utf-8-sig", "replace").splitlines())):
             stem = line if line in samples else Path(line).stem
             if stem not in samples:
                 faults.append(f"{path.name} names {line}, which is not in {source / 'images'}")
@@ -171,18 +171,32 @@ def _splits(source: Path, groups: Mapping[str, Mapping[str, Paths]], seed: int) 
 # Labels
 
 
-def _class_names(listed: ClassTable | None, values: set[int], mask: bool) -> tuple[str, ...]:
+def _class_names(listed: ClassTable | None, values_of: Mapping[Path, set[int]], mask: bool) -> tuple[str, ...]:
     if listed:
         return listed.names
     if mask:
         return "background", "foreground"
+    values = set().union(*values_of.values())
     highest = max(values - {IGNORE})  # not empty: only {0, 255} and its parts are, and those are masks
-    if highest > IGNORE or min(values) < 0:
+    beyond = {highest} if highest > IGNORE else {value for value in values if value < 0}
+    if beyond:
+        path, found = next((path, found) for path, found in values_of.items() if found & beyond)
         raise InputError(
-            f"folder: label values run from {min(values)} to {highest}; required are class numbers 0..{IGNORE - 1}, "
+            f"folder: {path} has label values from {min(found)} to {max(found)}; required are class numbers 0..{IGNORE - 1}, "
             f"and {IGNORE} for ignored pixels: number the classes from 0; maps of single objects belong in instances/"
         )
     return tuple(f"class {number}" for number in range(highest + 1))
+
+
+def _first_readable(samples: Iterable[Paths]) -> tuple[Path, int]:
+    """An image and its number of channels: unreadable ones before it are faults of their own, for `check` to list."""
+    faults = []
+    for paths in samples:
+        try:
+            return paths.image, read_image(paths.image, str(paths.image)).shape[-1]
+        except InputError as error:
+            faults.append(str(error))
+    raise InputError(f"folder: no image can be read: {_some(faults)}")
 
 
 def _scan(samples: Iterable[Paths], colours: Mapping[int, int]) -> dict[Path, set[int]]:

@@ -59,5 +59,6 @@ def _read(item: Item) -> Record:
             f" {image.shape[:2]} are required: fetch the file again"
         )
     label = (stored == 255).astype(np.int32)
-    instances, _ = ndimage.label(label)
-    return {"name": item.name, "image": image, "label": label, "instances": instances.astype(np.int32)}
+    instances = np.zeros(label.shape, np.int32)
+    ndimage.label(label, output=instances)
+    return {"name": item.name, "image": image, "label": label, "instances": instances}

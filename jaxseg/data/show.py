@@ -32,26 +32,27 @@ def contact_sheet(data: "Listing | Dataset", out: Path, split: str = "train", co
     if out.suffix.lower() != ".png" or not out.parent.is_dir():
         raise InputError(f"show: cannot write {out}; a .png file in a folder that exists is required: give another --out")
     records = _spread(data, split, count)
+    panels = [_panels(record, data.info) for record in records]
     columns = 2 if len(records) > 2 else 1
-    rows = -(-len(records) // columns)
-    block_width, block_height = 3 * (CELL + GAP) + GAP, CELL + LINE + GAP
-    width = columns * block_width + GAP
+    rows = [max(panel.height for panel, *_ in panels[first : first + columns]) + LINE + GAP for first in range(0, len(records), columns)]
+    block_width = 3 * (CELL + GAP) + GAP
+    width, head = columns * block_width + GAP, LINE + GAP
     font = ImageFont.load_default(13)
     legend = _legend(data.info, width, font)
-    head = LINE + GAP
-    sheet = Image.new("RGB", (width, head + rows * block_height + legend.height + GAP), "white")
+    sheet = Image.new("RGB", (width, head + sum(rows) + legend.height), "white")
     draw = ImageDraw.Draw(sheet)
     total = len(data.splits[split]) if isinstance(data, Listing) else data.splits[split]
     title = f"{data.info.name}, {split}: {len(records)} of {total} samples; image, label, overlay"
     draw.text((GAP, GAP), title, fill="black", font=font)
     for number, record in enumerate(records):
-        left, top = GAP + number % columns * block_width, head + number // columns * block_height
+        row, column = divmod(number, columns)
+        left, top = GAP + column * block_width, head + sum(rows[:row])
         height, length = record["label"].shape
         kind = f"{length} x {height}, {record['image'].shape[-1]} x {record['image'].dtype}"
         draw.text((left, top), _cut(f"{record['name']}  ({kind})", 3 * CELL, font), fill="black", font=font)
-        for place, panel in enumerate(_panels(record, data.info)):
+        for place, panel in enumerate(panels[number]):
             sheet.paste(panel, (left + place * (CELL + GAP), top + LINE))
-    sheet.paste(legend, (0, head + rows * block_height))
+    sheet.paste(legend, (0, head + sum(rows)))
     sheet.save(out)
 
 
@@ -108,9 +109,16 @@ def _edges(instances: np.ndarray) -> np.ndarray:
 
 
 def _spread(data: "Listing | Dataset", split: str, count: int) -> list[Record]:
-    records = data.splits[split] if isinstance(data, Listing) else data.split(split)
-    places = np.unique(np.linspace(0, len(records) - 1, count).round().astype(int)).tolist()
-    return [data.read(records[place]) if isinstance(data, Listing) else records[place] for place in places]
+    if isinstance(data, Listing):
+        items = data.splits[split]
+        return [data.read(items[place]) for place in _places(len(items), count)]
+    records = data.split(split)
+    return [records[place] for place in _places(len(records), count)]
+
+
+def _places(length: int, count: int) -> list[int]:
+    """At most `count` numbers spread evenly over 0..length - 1."""
+    return np.unique(np.linspace(0, length - 1, count).round().astype(int)).tolist()
 
 
 def _legend(info: DataInfo, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> Image.Image:

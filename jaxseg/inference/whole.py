@@ -1,6 +1,5 @@
 """Logits for every pixel of whole images of any size."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +40,7 @@ def predict_whole(
 
 def resized(size: tuple[int, int], factor: float) -> tuple[int, int]:
     """Height and width after resampling by `factor`, at least one pixel each."""
-    return max(1, math.floor(size[0] * factor + 0.5)), max(1, math.floor(size[1] * factor + 0.5))
+    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
 
 
 def _border(side: int, depth: int) -> tuple[int, int]:

@@ -1,0 +1,168 @@
+"""`jaxseg evaluate`: the scores of a trained model over a whole split."""
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Float, Int
+from rich.console import Console
+from rich.table import Table
+
+from jaxseg import metrics, parallel
+from jaxseg.data import Dataset, cells, open_dataset, to_float
+from jaxseg.data.listing import DataInfo, Record
+from jaxseg.em_metrics import em_scores
+from jaxseg.errors import InputError
+from jaxseg.inference.whole import Predict
+from jaxseg.progress import progress
+from jaxseg.run_folder import Run, load_run
+from jaxseg.train_state import eval_step
+
+BASELINES: dict[str, dict[str, Callable[[np.ndarray], np.ndarray]]] = {"cells": {"Otsu": cells.otsu_baseline}}
+"""By data set: predictors [H,W,C] -> [H,W] without training, scored beside the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One image of the split, what the model made of it, and its own mean IoU (nan where it has no labelled pixel)."""
+
+    record: Record
+    label: Int[np.ndarray, "h w"]
+    logits: Float[np.ndarray, "h w k"]
+    miou: float
+
+
+def predictions(
+    predict: Predict, variables: Any, records: Sequence[Record], *, batch_size: int = 4, title: str = "evaluating"
+) -> Iterator[tuple[Int[np.ndarray, "k k"], Prediction]]:
+    """(confusion matrix, prediction) of every record in order. Images of one size in a row share a batch, split over all devices.
+
+    A short batch is filled up with copies whose labels are ignored, so each size compiles once and nothing is dropped.
+    """
+    devices = jax.devices()
+    batch_size = -(-batch_size // len(devices)) * len(devices)
+    mesh = parallel.data_mesh(devices)
+    sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(parallel.AXIS))
+    whole = parallel.replicated(mesh)
+    variables = jax.device_put(variables, whole)
+
+    def one(image, label):
+        matrix, logits = eval_step(variables, {"image": image[None], "label": label[None]}, predict=predict)
+        return matrix, logits[0]
+
+    step = jax.jit(jax.vmap(one), in_shardings=(sharded, sharded), out_shardings=(whole, whole))
+    with progress(title, len(records)) as advance:
+        for _, group in itertools.groupby((records[i] for i in range(len(records))), key=lambda r: r["image"].shape):
+            while chunk := list(itertools.islice(group, batch_size)):
+                fill = batch_size - len(chunk)
+                image = np.stack([to_float(r["image"]) for r in chunk + chunk[:1] * fill])
+                label = np.stack([r["label"].astype(np.int32) for r in chunk + chunk[:1] * fill])
+                label[len(chunk) :] = 255
+                matrices, logits = jax.device_get(step(jax.device_put(image, sharded), jax.device_put(label, sharded)))
+                for i, record in enumerate(chunk):
+                    matrix = matrices[i].astype(np.int64)
+                    yield matrix, Prediction(record, label[i], logits[i], metrics.scores(matrix)["miou"] if matrix.sum() else float("nan"))
+                    advance(1)
+
+
+def evaluate_split(
+    predict: Predict, variables: Any, dataset: Dataset, split: str, *, see: Callable[[Prediction], None] | None = None
+) -> tuple[dict[str, Any], Int[np.ndarray, "k k"]]:
+    """(scores, confusion matrix) over a split, with the data set's own metrics; `see` is shown every prediction."""
+    info = dataset.info
+    total = np.zeros((info.num_classes, info.num_classes), np.int64)
+    inside, labels = [], []
+    for matrix, prediction in predictions(predict, variables, dataset.split(split), title=f"evaluating {split}"):
+        total += matrix
+        if info.name == "isbi2012":
+            inside.append(np.asarray(jax.nn.softmax(prediction.logits, -1))[..., 1])
+            labels.append(prediction.label)
+        if see is not None:
+            see(prediction)
+    scores = metrics.scores(total, info.class_names)
+    if inside:
+        scores |= em_scores(inside, labels)
+    return scores, total
+
+
+def baseline_scores(dataset: Dataset, split: str) -> dict[str, float]:
+    """Mean IoU of each untrained baseline of the data set."""
+    result = {}
+    for name, baseline in BASELINES.get(dataset.info.name, {}).items():
+        total = np.zeros((dataset.info.num_classes,) * 2, np.int64)
+        for record in dataset.split(split):
+            pair = jnp.asarray(record["label"][None].astype(np.int32)), jnp.asarray(baseline(record["image"])[None].astype(np.int32))
+            total += np.asarray(metrics.confusion_matrix(*pair, num_classes=dataset.info.num_classes))
+        result[name] = metrics.scores(total)["miou"]
+    return result
+
+
+def evaluate(
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")],
+    split: str | None = None,
+    data: str | None = None,
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+) -> int:
+    """Score a trained model over every image of a split, whole.
+
+    For example: `jaxseg evaluate runs/cells --split test`. The last line on standard output is one JSON object.
+
+    Args:
+      workdir: run folder of `jaxseg train`.
+      split: which split; by default the one that the config calls its test split.
+      data: another prepared data set of the same classes and channels.
+      data_dir: where the data set was prepared; by default where the training read it.
+    """
+    run = load_run(workdir)
+    dataset = open_dataset(data or run.info.name, data_dir or run.description["data_dir"])
+    check_same_kind(run, dataset.info)
+    split = split or run.description["splits"]["test"]
+    scores, confusion = evaluate_split(run.predict, run.variables, dataset, split)
+    baselines = baseline_scores(dataset, split)
+    print_scores(f"{workdir}, step {run.step}, on {split} of {dataset.info.name} ({dataset.splits[split]} images)", scores, confusion, baselines)
+    line = metrics.scores(confusion, dataset.info.class_names, json_safe=True)
+    line |= {k: v for k, v in scores.items() if k not in line}
+    line |= {"step": run.step, "split": split, "images": dataset.splits[split]} | {f"{k.lower()}_miou": v for k, v in baselines.items()}
+    print(json.dumps(line), flush=True)
+    return 0
+
+
+def check_same_kind(run: Run, info: DataInfo) -> None:
+    """Raises InputError where a model cannot be used on a data set."""
+    if (info.class_names, info.channels) != (run.info.class_names, run.info.channels):
+        raise InputError(
+            f"--data {info.name}: has {info.channels} channels and classes {', '.join(info.class_names)}; the model was trained on "
+            f"{run.info.channels} channels and {', '.join(run.info.class_names)}. Choose a data set of the same kind."
+        )
+
+
+def print_scores(title: str, scores: dict[str, Any], confusion: np.ndarray, baselines: dict[str, float]) -> None:
+    """A table of the classes and one of the whole, on standard output."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    table = Table(title=title)
+    for column in ("class", "IoU", "Dice", "accuracy", "pixels"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    names = scores["class_names"]
+    for i, name in enumerate(names):
+        row = [scores[k][i] for k in ("iou", "dice", "class_accuracy")]
+        table.add_row(name, *[_number(v) for v in row], f"{confusion[i].sum():,}")
+    table.add_section()
+    table.add_row("mean", *[_number(scores[k]) for k in ("miou", "mean_dice", "mean_class_accuracy")], f"{confusion.sum():,}")
+    console.print(table)
+    for name, value in scores.items():
+        if isinstance(value, float) and name not in ("miou", "mean_dice", "mean_class_accuracy"):
+            console.print(f"{name}: {_number(value)}")
+    for name, value in baselines.items():
+        console.print(f"mean IoU of {name}, without training: {value:.4f}  (the model: {scores['miou']:.4f})")
+
+
+def _number(value: float) -> str:
+    return "absent" if np.isnan(value) else f"{value:.4f}"

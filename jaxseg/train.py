@@ -1,0 +1,276 @@
+"""`jaxseg train`: one experiment, from its config file to its report."""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxseg import parallel, run_folder
+from jaxseg.config import Config, load_get_config, with_options
+from jaxseg.data import Dataset, channel_statistics, open_dataset, train_batches
+from jaxseg.errors import InputError
+from jaxseg.evaluate import evaluate_split
+from jaxseg.inference.whole import predict_whole
+from jaxseg.pictures import colourise, shrink, to_rgb
+from jaxseg.progress import progress
+from jaxseg.report_run import report_run
+from jaxseg.train_state import init_state, train_step
+
+HELP = """jaxseg train CONFIG.py [--option value ...] [--data-dir DIR] --workdir DIR
+
+CONFIG.py is a Python file with a typed function get_config(...) -> Config; its parameters are options, which
+`jaxseg train CONFIG.py --help` shows. The same command goes on where an interrupted one has stopped.
+
+For example: jaxseg train configs/cells_unet.py --data-dir data --workdir runs/cells --steps 500"""
+
+
+def main(argv: list[str]) -> int:
+    """The command line: a config file, then its own options and these."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+        return 0 if argv else 2
+    file = Path(argv[0])
+
+    def script(
+        config: Config,
+        options: dict[str, Any],
+        *,
+        workdir: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+        data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("data"),
+        parallel: parallel.Parallel = "jit",
+    ) -> int:
+        """Train.
+
+        Args:
+          workdir: the run folder: checkpoints, metrics.jsonl, report.html.
+          data_dir: where `jaxseg data prepare` has put the data set.
+          parallel: how the batch is split over devices: jit over a sharded mesh, or pmap.
+        """
+        return train(config, {"config": file.name, **options}, workdir=workdir, data_dir=data_dir, how=parallel, command=argv)
+
+    return tyro.cli(with_options(script, load_get_config(file)), args=argv[1:], prog=f"jaxseg train {file}")
+
+
+def train(
+    config: Config, options: dict[str, Any], *, workdir: Path, data_dir: Path, how: parallel.Parallel = "jit", command: list[str] | None = None
+) -> int:
+    """Train `config`, or go on with it, in `workdir`; returns the exit code.
+
+    Args:
+      options: what the config was made of, to be kept in run.json: going on with other options is refused.
+    """
+    # ---- Data and model ----------------------------------------------------------------------------------------------
+    dataset = open_dataset(config.data, data_dir)
+    _check_splits(config, dataset)
+    parallel.check_batch(config.batch_size, len(jax.devices()))
+    info = dataset.info
+    model = config.model(num_classes=info.num_classes)
+    description = _describe(config, options, model, dataset, workdir, data_dir, command or [])
+    mean, std = (np.asarray(description["preprocess"][k], np.float32) for k in ("mean", "std"))
+
+    # ---- State ---------------------------------------------------------------------------------------------------------
+    shape = (config.batch_size, *config.size, info.channels)
+    init = jax.jit(functools.partial(init_state, model, config.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0))
+    state = init()
+    run_folder.write_description(workdir, description)
+    checkpoints = run_folder.checkpoints(workdir)
+    sharding = parallel.replicated(parallel.data_mesh()) if how == "jit" else None
+    state = checkpoints.restore_latest(state, sharding) or state
+    step = int(state.step)
+    log = _Log(workdir, step)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    print(f"{options.get('config', config.data)}: {type(model).__name__}, {parameters:,} parameters, {len(jax.devices())} x {jax.devices()[0].device_kind}")
+    if step:
+        print(f"going on at step {step} of {config.steps}")
+
+    # ---- The two functions ---------------------------------------------------------------------------------------------
+    run_step = parallel.parallel_step(
+        functools.partial(
+            _step, model=model, optimizer=config.optimizer, loss=config.loss, mean=mean, std=std, augment=config.augment, ema_decay=config.ema_decay
+        ),
+        how,
+    )
+    predict = functools.partial(predict_whole, model, mean=mean, std=std, resize=config.resize)
+
+    def evaluate_now(state: Any) -> dict[str, float]:
+        assert config.eval_split is not None
+        shown: list[Any] = []
+        scores, _ = evaluate_split(predict, state.variables, dataset, config.eval_split, see=lambda p: shown.append(p) if len(shown) < 4 else None)
+        log.pictures(step, shown, info.colours)
+        return {run_folder.METRIC: scores["miou"], "pixel_accuracy": scores["pixel_accuracy"]}
+
+    # ---- Steps -----------------------------------------------------------------------------------------------------------
+    batches = train_batches(
+        dataset.split("train"),
+        batch_size=config.batch_size,
+        size=config.size,
+        seed=config.seed,
+        start_step=step,
+        resize=config.resize,
+        weight_map=config.weight_map,
+    )
+    with _stop_requested() as stop, progress("training", config.steps, step) as advance:
+        since, begun = step, time.monotonic()
+        while step < config.steps:
+            state, metrics = run_step(state, next(batches))
+            step += 1
+            evaluating = config.eval_split is not None and (step % config.eval_every == 0 or step == config.steps)
+            saving = evaluating or step % config.save_every == 0 or step == config.steps or stop()
+            note = None
+            if step % config.log_every == 0 or saving:
+                values = {k: float(v) for k, v in metrics.items()}
+                if not math.isfinite(values["loss"]):
+                    raise InputError(
+                        f"step {step}: the loss is {values['loss']}; nothing was saved since the last checkpoint. Lower --learning-rate, and see "
+                        f"`jaxseg data check {config.data} --data-dir {data_dir}` for labels out of range."
+                    )
+                rate = (step - since) * config.batch_size / (time.monotonic() - begun)
+                log.write(step, **values, images_per_s=rate)
+                note = f"loss {values['loss']:.4f}, {rate:.1f} images/s"
+                since, begun = step, time.monotonic()
+            advance(1, note=note)
+            if saving:
+                scores = evaluate_now(state) if evaluating else None
+                checkpoints.save(state, scores)
+                if scores:
+                    log.write(step, **{f"val_{k}": v for k, v in scores.items()})
+                since, begun = step, time.monotonic()
+            if stop() and step < config.steps:
+                print(f"stopped at step {step}, saved; the same command goes on from there")
+                checkpoints.close()
+                return 0
+    checkpoints.close()
+    log.close()
+
+    # ---- Report ----------------------------------------------------------------------------------------------------------
+    report_run(workdir, dataset)
+    return 0
+
+
+def _step(state: Any, batch: Any, axis_name: str | None = None, *, model: Any, **rest: Any) -> Any:
+    return train_step(state, batch, model=model.clone(axis_name=axis_name), axis_name=axis_name, **rest)
+
+
+def _check_splits(config: Config, dataset: Dataset) -> None:
+    for role, split in {"train": "train", "eval_split": config.eval_split, "test_split": config.test_split}.items():
+        if split is not None and not dataset.splits.get(split):
+            raise InputError(f"{role}: {config.data} has no images in a split {split!r}; it has {dataset.splits}. Change the config, or the split files.")
+
+
+def _describe(
+    config: Config, options: dict[str, Any], model: Any, dataset: Dataset, workdir: Path, data_dir: Path, command: list[str]
+) -> dict[str, Any]:
+    """What run.json says; that of an interrupted run must say the same."""
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *config.size, dataset.info.channels)))  # an illegal size is found here
+    description = {
+        "jaxseg": _version(),
+        "jax": jax.__version__,
+        "command": shlex.join(["jaxseg", "train", *command]),
+        "options": json.loads(json.dumps(options, default=str)),
+        "model": run_folder.model_to_json(model),
+        "data": json.loads(json.dumps(run_folder.info_to_json(dataset.info))),
+        "data_dir": str(data_dir.absolute()),
+        "splits": {"eval": config.eval_split, "test": config.test_split},
+        "example_size": list(config.size),
+        "steps": config.steps,
+    }
+    if (workdir / "run.json").exists():
+        old = run_folder.read_description(workdir)
+        before, now = old.get("options", {}), description["options"]
+        changed = [f"{k} (was {before.get(k)!r}, got {now.get(k)!r})" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+        changed += [k for k in ("model", "data") if not changed and json.dumps(old.get(k), sort_keys=True) != json.dumps(description[k], sort_keys=True)]
+        if changed:
+            raise InputError(f"--workdir {workdir}: was begun with other options: {'; '.join(changed)}. Give the same command, or another --workdir.")
+        return {**description, "preprocess": old["preprocess"]}
+    mean, std = channel_statistics(dataset.split("train"))
+    return {**description, "preprocess": {"mean": mean.tolist(), "std": np.maximum(std, 1e-6).tolist(), "resize": config.resize}}
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("jaxseg")
+
+
+class _Log:
+    """metrics.jsonl, and TensorBoard where tensorboardX is installed. Lines of steps that will be done again are dropped."""
+
+    def __init__(self, workdir: Path, step: int):
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(part, path)
+        self._file = path.open("a")
+        self._board = None
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, **values: float) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def pictures(self, step: int, predictions: list[Any], colours: Any) -> None:
+        if self._board:
+            for i, p in enumerate(predictions):
+                parts = to_rgb(p.record["image"]), colourise(p.label, colours), colourise(np.argmax(p.logits, -1), colours)
+                self._board.add_image(f"prediction/{i}", shrink(np.concatenate(parts, 1), 960), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last one cut short by a kill is left out."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (workdir / "metrics.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+    return lines
+
+
+@contextlib.contextmanager
+def _stop_requested() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or Ctrl-C has asked for a stop at the next step; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+        print("stopping after this step ...", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
