@@ -20,7 +20,7 @@ from jaxseg import pictures, plots
 from jaxseg.errors import InputError
 
 _PANEL_WIDTH = 320  # pixels
-_SHARES = "<p>Per cent of the pixels of a label (row) that are predicted as each class (column), over the whole set.</p>"
+_SHARES = "<p>Per cent of the pixels of a label (row) that are predicted as each class (column), over the whole set; a dot: under 0.5.</p>"
 _MEANS = {"iou": "miou", "dice": "mean_dice", "class_accuracy": "mean_class_accuracy"}
 _TITLES = {
     "iou": "IoU",
@@ -91,7 +91,7 @@ def write_report(
         _section("Confusion matrix", _SHARES + _plot(plots.confusion_picture(confusion, class_names))),
         _section("Test images", _legend(class_names, colours) + _panels(panels, colours)) if panels else "",
     ]
-    page = _PAGE.replace("{style}", _STYLE).replace("{title}", html.escape(title)).replace("{body}", "\n".join(filter(None, sections)))
+    page = _PAGE.format(style=_STYLE, title=html.escape(title), body="\n".join(filter(None, sections)))
     Path(path).write_text(page, encoding="utf-8")
 
 

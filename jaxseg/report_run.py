@@ -1,6 +1,61 @@
 """The report of a finished run: its best checkpoint over the test split, with the best and the worst images."""
+
 from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
 from jaxseg.data import Dataset
+from jaxseg.evaluate import Prediction, baseline_scores, evaluate_split, print_scores
+from jaxseg.report import Panel, write_report
+from jaxseg.run_folder import load_run, read_metrics
+
+PANELS = 4  # of the best, and of the worst
+
 
 def report_run(workdir: Path, dataset: Dataset) -> None:
-    pass
+    """Evaluates the run on its test split, prints the scores and writes WORKDIR/report.html."""
+    run = load_run(workdir)
+    split = run.description["splits"]["test"]
+    best: list[Panel] = []
+    worst: list[Panel] = []
+
+    def see(p: Prediction) -> None:
+        if not np.isnan(p.miou):
+            panel = Panel(p.record["name"], p.record["image"], p.label, np.argmax(p.logits, -1).astype(np.int32), p.miou)
+            best[:] = sorted([*best, panel], key=lambda x: -x.score)[:PANELS]
+            worst[:] = sorted([*worst, panel], key=lambda x: x.score)[:PANELS]
+
+    scores, confusion = evaluate_split(run.predict, run.variables, dataset, split, see=see)
+    baselines = baseline_scores(dataset, split)
+    history = read_metrics(workdir)
+    write_report(
+        workdir / "report.html",
+        title=f"{type(run.model).__name__} on {dataset.info.name}",
+        facts=_facts(run, dataset, split, history),
+        history=history,
+        scores=scores,
+        confusion=confusion,
+        class_names=dataset.info.class_names,
+        colours=dataset.info.colours,
+        panels=[*best, *(p for p in worst if all(p.name != b.name for b in best))],
+        baselines=baselines,
+    )
+    print_scores(f"{split} of {dataset.info.name}, {dataset.splits[split]} images, step {run.step}", scores, confusion, baselines)
+    print(f"report: {workdir / 'report.html'}")
+
+
+def _facts(run: Any, dataset: Dataset, split: str, history: list[dict[str, Any]]) -> dict[str, str]:
+    rates = [row["images_per_s"] for row in history if "images_per_s" in row]
+    fields = run.description["model"]["fields"]
+    return {
+        "model": f"{type(run.model).__name__}({', '.join(f'{k}={v}' for k, v in fields.items() if k != 'upsample')})",
+        "upsampler": fields["upsample"]["name"],
+        "parameters": f"{sum(x.size for x in jax.tree.leaves(run.variables['params'])):,}",
+        "data": f"{dataset.info.name}: {', '.join(f'{n} {s}' for s, n in dataset.splits.items())}; scored on {split}",
+        "steps": f"{run.description['steps']}; shown is step {run.step}",
+        "speed": f"{np.median(rates):.1f} images/s (median) on {len(jax.devices())} x {jax.devices()[0].device_kind}" if rates else "not measured",
+        "versions": f"jaxseg {run.description['jaxseg']}, jax {run.description['jax']}",
+        "command": run.description["command"],
+    }

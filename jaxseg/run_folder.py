@@ -1,5 +1,6 @@
 """A run folder: run.json describes the model and its data as data, checkpoints/ holds the arrays. Nothing in it is executed."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -99,6 +100,16 @@ def write_description(workdir: Path, description: dict[str, Any]) -> None:
     part = workdir / "run.json.part"
     part.write_text(json.dumps(description, indent=2, default=str) + "\n")
     os.replace(part, workdir / "run.json")
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last one cut short by a kill is left out."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (workdir / "metrics.jsonl").read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+    return lines
 
 
 def model_to_json(model: nn.Module) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def train(
     run_folder.write_description(workdir, description)
     checkpoints = run_folder.checkpoints(workdir)
     sharding = parallel.replicated(parallel.data_mesh()) if how == "jit" else None
-    state = checkpoints.restore_latest(state, sharding) or state
+    state = checkpoints.restore_latest(state, sharding) or (state if sharding is None else jax.device_put(state, sharding))
     step = int(state.step)
     log = _Log(workdir, step)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -212,7 +212,7 @@ class _Log:
 
     def __init__(self, workdir: Path, step: int):
         path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        kept = [line for line in run_folder.read_metrics(workdir) if line["step"] <= step]
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(part, path)
@@ -240,16 +240,6 @@ class _Log:
         self._file.close()
         if self._board:
             self._board.close()
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one cut short by a kill is left out."""
-    lines = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in (workdir / "metrics.jsonl").read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
-    return lines
 
 
 @contextlib.contextmanager

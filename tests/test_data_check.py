@@ -121,10 +121,14 @@ def test_constant_images_and_ignored_labels_are_warnings():
 
 
 def test_ignored_pixels_are_in_no_class_but_in_the_size_of_the_image():
-    label = np.array([[0, 0, 1, 255], [2, 2, 2, 255]], np.int32)
-    report = look(train=[sample("a", 1, image=np.arange(8, dtype=np.uint8).reshape(2, 4, 1), label=label)])
-    np.testing.assert_allclose(report.frequencies(), [2 / 6, 1 / 6, 3 / 6])
-    np.testing.assert_allclose(report.weights, [1, 2, 2 / 3])
+    info = DataInfo("tiny", ("a", "b"), 1, palette(2))
+
+    def row(name, *label):
+        return sample(name, 1, image=np.arange(len(label), dtype=np.uint8).reshape(1, -1, 1), label=np.array([label], np.int32))
+
+    report = look(info, train=[row("x", 0, 0, 255, 255), row("y", 1, 1, 1, 0)], test=[row("z", 1, 1, 1, 1)])
+    np.testing.assert_allclose(report.frequencies(), [3 / 6, 3 / 6])
+    np.testing.assert_allclose(report.weights, [0.5625 / (3 / 8), 0.5625 / (3 / 4)])  # a: 3 of 8 pixels, b: 3 of 4; test counts nothing
 
 
 def test_weights_do_not_depend_on_the_number_of_images():
@@ -187,6 +191,8 @@ def test_rgb_uses_the_whole_range():
     shown = rgb(image)
     assert shown.shape == (30, 100, 3)
     assert (shown.min(), shown.max()) == (0, 255)
+    image[0, 0] = 65000  # one hot pixel does not darken the rest
+    assert abs(np.median(rgb(image)) - 127) < 5
     assert rgb(np.full((2, 2, 1), np.nan, np.float32)).max() == 0
     eight = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     np.testing.assert_array_equal(rgb(eight), eight)

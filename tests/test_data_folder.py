@@ -267,11 +267,12 @@ def test_colours_without_classes_csv(tmp_path):
     assert "name,red,green,blue" in text
 
 
-def test_colour_not_listed(tmp_path):
-    make(tmp_path, label=colours)
+@pytest.mark.parametrize("colour", [(0, 0, 0), (9, 9, 9), (255, 255, 255)])
+def test_colour_not_listed(tmp_path, colour):
+    make(tmp_path, label=lambda _: np.resize(np.array([(255, 0, 0), (0, 0, 255), colour], np.uint8), (6, 8, 3)))
     (tmp_path / "classes.csv").write_text("name,red,green,blue\nfire,255,0,0\nsea,0,0,255\n")
     text = message(tmp_path)
-    assert all(part in text for part in ("s3.png", "16 pixels of colour (9, 9, 9)", "add the colour to classes.csv"))
+    assert all(part in text for part in ("s3.png", f"16 pixels of colour {colour}", "add the colour to classes.csv"))
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_channel_statistics():
     assert mean.dtype == std.dtype == np.float32
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"size": 0}, {"start_step": -1}, {"resize": 0}, {"seed": -1}])
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"size": 0}, {"start_step": -1}, {"resize": 0.0}, {"seed": -1}])
 def test_numbers_out_of_range(options):
     with pytest.raises(InputError, match=next(iter(options))):
         _take(1, Numbered(2), **options)

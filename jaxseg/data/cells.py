@@ -148,7 +148,7 @@ def _camera(rng: np.random.Generator, instances: Int[np.ndarray, "h w"], depth: 
     signal = brightness[instances] * np.clip(texture, 0.45, 1.6) * dome * (1 - rng.uniform(0.45, 0.75) * seam)
     _add_spots(rng, signal, int(rng.integers(6, 18)), (0.7, 1.3), (0.4, 1.1))  # specks of dirt
     signal = ndimage.gaussian_filter(signal, rng.uniform(0.8, 1.1))
-    _add_spots(rng, signal, int(rng.integers(2, 6)), (7, 15), (0.10, 0.32))  # out of focus
+    _add_spots(rng, signal, int(rng.integers(2, 6)), (7.0, 15.0), (0.10, 0.32))  # out of focus
     haze = 0.06 + 0.30 * _bump(rng, size)
     photons = rng.uniform(160, 360)
     light = 0.17 + 0.83 * _bump(rng, size)
