@@ -2,7 +2,8 @@
 
 Source: Ronneberger et al. 2015 for the network; Badrinarayanan et al. 2017 (SegNet) for the split and the 11 classes.
 Void pixels count nowhere: they are left out of the confusion matrix whatever was predicted there.
-Command: jaxseg data prepare camvid --source FOLDER --data-dir data && jaxseg train configs/camvid_unet.py --data-dir data --workdir runs/camvid
+Command: jaxseg data prepare camvid --source FOLDER --data-dir data
+         jaxseg train configs/camvid_unet.py --data-dir data --workdir runs/camvid
 """
 
 import functools
@@ -12,7 +13,7 @@ from jaxseg.config import Config, DtypeName, UpsampleName, adamw, unet_options
 from jaxseg.data import augment
 from jaxseg.models import UNet
 
-# Square roots of the median-frequency weights that `jaxseg data check camvid` prints: full weights trade too much accuracy for rare classes.
+# Square roots of the median-frequency weights that `jaxseg data check camvid` prints: the weights themselves cost too much accuracy.
 WEIGHTS = tuple(w**0.5 for w in (0.2793, 0.2017, 4.7865, 0.149, 1.0, 0.4217, 3.8467, 1.9736, 0.7889, 6.3747, 8.8587))
 
 

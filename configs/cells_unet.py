@@ -1,7 +1,8 @@
 """U-Net on the generated cells: the demo.
 
 Source: Ronneberger et al. 2015, with same-padding, batch norm and a quarter of the width.
-Command: jaxseg data prepare cells --data-dir data && jaxseg train configs/cells_unet.py --data-dir data --workdir runs/cells
+Command: jaxseg data prepare cells --data-dir data
+         jaxseg train configs/cells_unet.py --data-dir data --workdir runs/cells
 """
 
 import functools

@@ -2,7 +2,8 @@
 
 Source: Ronneberger et al. 2015. Trained on 24 slices of the labelled stack, tested on the last 6 (the challenge's own labels are secret).
 Unlike the paper: same-padding, batch norm, a quarter of the width, AdamW; elastic deformation and 90-degree turns as there.
-Command: jaxseg data prepare isbi2012 --source FOLDER --data-dir data && jaxseg train configs/isbi2012_unet.py --data-dir data --workdir runs/isbi2012
+Command: jaxseg data prepare isbi2012 --source FOLDER --data-dir data
+         jaxseg train configs/isbi2012_unet.py --data-dir data --workdir runs/isbi2012
 """
 
 import functools

@@ -131,7 +131,8 @@ def same_tree(where: str, stored: Any, like: Any) -> None:
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(
-            f"{where} is of another model or optimizer: {'; '.join(wrong[:5])}{more}. Use the run folder that it came with, or another --workdir."
+            f"{where} is of another model or optimizer: {'; '.join(wrong[:5])}{more}. "
+            "Use the run folder that it came with, or another --workdir."
         )
 
 

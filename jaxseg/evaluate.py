@@ -1,6 +1,7 @@
 """`jaxseg evaluate`: the scores of a trained model over a whole split."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -47,18 +48,10 @@ def predictions(
 
     A short batch is filled up with copies whose labels are ignored, so each size compiles once and nothing is dropped.
     """
-    devices = jax.devices()
-    batch_size = -(-batch_size // len(devices)) * len(devices)
-    mesh = parallel.data_mesh(devices)
-    sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(parallel.AXIS))
-    whole = parallel.replicated(mesh)
+    step, sharded, whole = _program(predict)
     variables = jax.device_put(variables, whole)
-
-    def one(image, label):
-        matrix, logits = eval_step(variables, {"image": image[None], "label": label[None]}, predict=predict)
-        return matrix, logits[0]
-
-    step = jax.jit(jax.vmap(one), in_shardings=(sharded, sharded), out_shardings=(whole, whole))
+    devices = len(jax.devices())
+    batch_size = -(-batch_size // devices) * devices
     with progress(title, len(records)) as advance:
         for _, group in itertools.groupby((records[i] for i in range(len(records))), key=lambda r: r["image"].shape):
             while chunk := list(itertools.islice(group, batch_size)):
@@ -66,11 +59,20 @@ def predictions(
                 image = np.stack([to_float(r["image"]) for r in chunk + chunk[:1] * fill])
                 label = np.stack([r["label"].astype(np.int32) for r in chunk + chunk[:1] * fill])
                 label[len(chunk) :] = 255
-                matrices, logits = jax.device_get(step(jax.device_put(image, sharded), jax.device_put(label, sharded)))
+                matrices, logits = jax.device_get(step(variables, jax.device_put({"image": image, "label": label}, sharded)))
                 for i, record in enumerate(chunk):
                     matrix = matrices[i].astype(np.int64)
                     yield matrix, Prediction(record, label[i], logits[i], metrics.scores(matrix)["miou"] if matrix.sum() else float("nan"))
                     advance(1)
+
+
+@functools.lru_cache(maxsize=4)
+def _program(predict: Predict) -> tuple[Callable[..., Any], jax.sharding.Sharding, jax.sharding.Sharding]:
+    """The compiled eval_step, and the shardings of its batch and of its variables: kept, for training evaluates many times."""
+    mesh = parallel.data_mesh()
+    sharded, whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(parallel.AXIS)), parallel.replicated(mesh)
+    step = functools.partial(eval_step, predict=predict)
+    return jax.jit(step, in_shardings=(whole, sharded), out_shardings=(whole, whole)), sharded, whole
 
 
 def evaluate_split(
@@ -127,7 +129,8 @@ def evaluate(
     split = split or run.description["splits"]["test"]
     scores, confusion = evaluate_split(run.predict, run.variables, dataset, split)
     baselines = baseline_scores(dataset, split)
-    print_scores(f"{workdir}, step {run.step}, on {split} of {dataset.info.name} ({dataset.splits[split]} images)", scores, confusion, baselines)
+    title = f"{workdir}, step {run.step}, on {split} of {dataset.info.name} ({dataset.splits[split]} images)"
+    print_scores(title, scores, confusion, baselines)
     line = metrics.scores(confusion, dataset.info.class_names, json_safe=True)
     line |= {k: v for k, v in scores.items() if k not in line}
     line |= {"step": run.step, "split": split, "images": dataset.splits[split]} | {f"{k.lower()}_miou": v for k, v in baselines.items()}

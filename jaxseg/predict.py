@@ -42,7 +42,7 @@ def predict(
         for file, stem in zip(files, outputs, strict=True):
             image = images.read_image(file)
             if image.shape[-1] != run.info.channels:
-                raise InputError(f"{file}: has {image.shape[-1]} channels; the model was trained on {run.info.channels}. Convert the image.")
+                raise InputError(f"{file}: has {image.shape[-1]} channels; the model takes {run.info.channels}. Convert the image.")
             logits = step(run.variables, jnp.asarray(to_float(image)))
             label = np.asarray(jnp.argmax(logits, -1), np.int32)
             write_index_png(stem.with_name(f"{stem.name}.png"), label, run.info.colours)
@@ -82,7 +82,7 @@ def _outputs(files: list[Path], out: Path) -> list[Path]:
     for file in files:
         other = stems.setdefault(file.stem, file)
         if other is not file:
-            raise InputError(f"{file} and {other}: both would be written to {out / file.stem}.png. Rename one, or predict them to two folders.")
+            raise InputError(f"{file} and {other}: both would become {out / file.stem}.png. Rename one, or predict them to two folders.")
         if file.resolve() == (out / f"{file.stem}.png").resolve():
             raise InputError(f"--out {out}: {file} would be written over. Choose another folder.")
     return [out / stem for stem in stems]

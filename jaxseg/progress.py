@@ -15,8 +15,9 @@ _EVERY_S = 15.0
 def progress(title: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
     """`advance(n, note="")` moves the bar by n of `total`; `note` stands behind it (loss, images/s)."""
     if sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
+        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times, TextColumn("{task.fields[note]}")
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(title, total=total, completed=start, note="")
 
             def advance(n: int, note: str | None = None) -> None:

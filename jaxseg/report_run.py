@@ -47,6 +47,7 @@ def report_run(workdir: Path, dataset: Dataset) -> None:
 
 
 def _facts(run: Any, dataset: Dataset, split: str, history: list[dict[str, Any]]) -> dict[str, str]:
+    devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     rates = [row["images_per_s"] for row in history if "images_per_s" in row]
     fields = run.description["model"]["fields"]
     return {
@@ -55,7 +56,7 @@ def _facts(run: Any, dataset: Dataset, split: str, history: list[dict[str, Any]]
         "parameters": f"{sum(x.size for x in jax.tree.leaves(run.variables['params'])):,}",
         "data": f"{dataset.info.name}: {', '.join(f'{n} {s}' for s, n in dataset.splits.items())}; scored on {split}",
         "steps": f"{run.description['steps']}; shown is step {run.step}",
-        "speed": f"{np.median(rates):.1f} images/s (median) on {len(jax.devices())} x {jax.devices()[0].device_kind}" if rates else "not measured",
+        "speed": f"{np.median(rates):.1f} images/s (median) on {devices}" if rates else "not measured",
         "versions": f"jaxseg {run.description['jaxseg']}, jax {run.description['jax']}",
         "command": run.description["command"],
     }

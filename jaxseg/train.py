@@ -67,7 +67,13 @@ def main(argv: list[str]) -> int:
 
 
 def train(
-    config: Config, options: dict[str, Any], *, workdir: Path, data_dir: Path, how: parallel.Parallel = "jit", command: list[str] | None = None
+    config: Config,
+    options: dict[str, Any],
+    *,
+    workdir: Path,
+    data_dir: Path,
+    how: parallel.Parallel = "jit",
+    command: list[str] | None = None,
 ) -> int:
     """Train `config`, or go on with it, in `workdir`; returns the exit code.
 
@@ -94,14 +100,21 @@ def train(
     step = int(state.step)
     log = _Log(workdir, step)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    print(f"{options.get('config', config.data)}: {type(model).__name__}, {parameters:,} parameters, {len(jax.devices())} x {jax.devices()[0].device_kind}")
+    print(f"{config.data}: {type(model).__name__}, {parameters:,} parameters, {len(jax.devices())} x {jax.devices()[0].device_kind}")
     if step:
         print(f"going on at step {step} of {config.steps}")
 
     # ---- The two functions ---------------------------------------------------------------------------------------------
     run_step = parallel.parallel_step(
         functools.partial(
-            _step, model=model, optimizer=config.optimizer, loss=config.loss, mean=mean, std=std, augment=config.augment, ema_decay=config.ema_decay
+            _step,
+            model=model,
+            optimizer=config.optimizer,
+            loss=config.loss,
+            mean=mean,
+            std=std,
+            augment=config.augment,
+            ema_decay=config.ema_decay,
         ),
         how,
     )
@@ -110,7 +123,8 @@ def train(
     def evaluate_now(state: Any) -> dict[str, float]:
         assert config.eval_split is not None
         shown: list[Any] = []
-        scores, _ = evaluate_split(predict, state.variables, dataset, config.eval_split, see=lambda p: shown.append(p) if len(shown) < 4 else None)
+        see = lambda p: shown.append(p) if len(shown) < 4 else None  # noqa: E731
+        scores, _ = evaluate_split(predict, state.variables, dataset, config.eval_split, see=see)
         log.pictures(step, shown, info.colours)
         return {run_folder.METRIC: scores["miou"], "pixel_accuracy": scores["pixel_accuracy"]}
 
@@ -136,8 +150,8 @@ def train(
                 values = {k: float(v) for k, v in metrics.items()}
                 if not math.isfinite(values["loss"]):
                     raise InputError(
-                        f"step {step}: the loss is {values['loss']}; nothing was saved since the last checkpoint. Lower --learning-rate, and see "
-                        f"`jaxseg data check {config.data} --data-dir {data_dir}` for labels out of range."
+                        f"step {step}: the loss is {values['loss']}; nothing was saved since the last checkpoint. "
+                        f"Lower --learning-rate, and see `jaxseg data check {config.data} --data-dir {data_dir}` for labels out of range."
                     )
                 rate = (step - since) * config.batch_size / (time.monotonic() - begun)
                 log.write(step, **values, images_per_s=rate)
@@ -169,7 +183,10 @@ def _step(state: Any, batch: Any, axis_name: str | None = None, *, model: Any, *
 def _check_splits(config: Config, dataset: Dataset) -> None:
     for role, split in {"train": "train", "eval_split": config.eval_split, "test_split": config.test_split}.items():
         if split is not None and not dataset.splits.get(split):
-            raise InputError(f"{role}: {config.data} has no images in a split {split!r}; it has {dataset.splits}. Change the config, or the split files.")
+            there = ", ".join(f"{name} ({number})" for name, number in dataset.splits.items())
+            raise InputError(
+                f"{role}: {config.data} has no images in a split {split!r}; it has {there}. Change the config or the split files."
+            )
 
 
 def _describe(
@@ -193,9 +210,11 @@ def _describe(
         old = run_folder.read_description(workdir)
         before, now = old.get("options", {}), description["options"]
         changed = [f"{k} (was {before.get(k)!r}, got {now.get(k)!r})" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-        changed += [k for k in ("model", "data") if not changed and json.dumps(old.get(k), sort_keys=True) != json.dumps(description[k], sort_keys=True)]
+        changed = changed or [k for k in ("model", "data") if old.get(k) != json.loads(json.dumps(description[k]))]
         if changed:
-            raise InputError(f"--workdir {workdir}: was begun with other options: {'; '.join(changed)}. Give the same command, or another --workdir.")
+            raise InputError(
+                f"--workdir {workdir}: was begun with other options: {'; '.join(changed)}. Give the same command, or another --workdir."
+            )
         return {**description, "preprocess": old["preprocess"]}
     mean, std = channel_statistics(dataset.split("train"))
     return {**description, "preprocess": {"mean": mean.tolist(), "std": np.maximum(std, 1e-6).tolist(), "resize": config.resize}}
@@ -262,5 +281,3 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-

@@ -1,5 +1,6 @@
 """The training state, arrays only, and the two pure functions that use it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -110,15 +111,15 @@ def train_step(
 
 def eval_step(
     variables: Any, batch: Batch, *, predict: Callable[[Any, Array], Float[Array, "n h w k"]], ignore_index: int = 255
-) -> tuple[Int[Array, "k k"], Float[Array, "n h w k"]]:
-    """The confusion matrix of a batch of whole images, and its logits. Pixels labelled `ignore_index` count nowhere.
+) -> tuple[Int[Array, "n k k"], Float[Array, "n h w k"]]:
+    """The confusion matrix of each of N whole images, and their logits. Pixels labelled `ignore_index` count nowhere.
 
     Args:
       predict: `(variables, image [N,H,W,C] in 0..1) -> logits [N,H,W,K]` of the label's size.
     """
     logits = predict(variables, batch["image"])
-    matrix = confusion_matrix(batch["label"], jnp.argmax(logits, -1), num_classes=logits.shape[-1], ignore_index=ignore_index)
-    return matrix, logits
+    one = functools.partial(confusion_matrix, num_classes=logits.shape[-1], ignore_index=ignore_index)
+    return jax.vmap(one)(batch["label"][:, None], jnp.argmax(logits, -1)[:, None]), logits
 
 
 def _variables(params: Any, batch_stats: Any) -> dict[str, Any]:

@@ -97,8 +97,8 @@ class MaxUnpool(nn.Module):
         steps = _doublings(self)
         if len(indices) != steps:
             raise InputError(
-                f"MaxUnpool(scale={self.scale}): got {len(indices)} stored pooling positions; required {steps}, coarse to fine, one for each "
-                "factor 2. Pass the indices of max_pool_with_indices, or choose an upsampler that needs none."
+                f"MaxUnpool(scale={self.scale}): got {len(indices)} stored pooling positions; required {steps}, coarse to fine, "
+                "one for each factor 2. Pass the indices of max_pool_with_indices, or choose an upsampler that needs none."
             )
         for step, index in enumerate(indices):
             if x.shape[-1] != index.shape[-1]:
@@ -138,5 +138,6 @@ def _he_in_channels(key, shape, dtype=jnp.float32):
 def _doublings(module: nn.Module) -> int:
     steps = module.scale.bit_length() - 1
     if module.scale < 2 or 2**steps != module.scale:
-        raise InputError(f"{type(module).__name__}: got scale {module.scale}; required a power of 2 from 2. Use TransposedConv or PixelShuffle.")
+        who = type(module).__name__
+        raise InputError(f"{who}: got scale {module.scale}; required a power of 2 from 2. Use TransposedConv or PixelShuffle.")
     return steps

@@ -100,8 +100,8 @@ class UNet(nn.Module):
                     lower, upper = legal_sizes(side, depth)
                     near = f"{lower} and {upper}" if lower else f"{upper} (the smallest)"
                     raise InputError(
-                        f"UNet: got an image of {shape[1]} x {shape[2]} pixels; with unpadded convolutions and {depth} poolings a side of {side} "
-                        f"is illegal. The nearest legal sizes are {near}. Pad the image by reflection or crop it, or use padding='same'."
+                        f"UNet: got an image of {shape[1]} x {shape[2]} pixels; with unpadded convolutions and {depth} poolings "
+                        f"a side of {side} is illegal. The nearest legal sizes are {near}. Pad the image by reflection or crop it, or use padding='same'."
                     )
 
 
