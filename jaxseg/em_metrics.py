@@ -53,7 +53,7 @@ def em_scores(
     counts = np.zeros((len(thresholds), 3), np.int64)
     for number, (probability, label) in enumerate(zip(probabilities, labels, strict=True)):
         inside = _check(number, probability, label)
-        cells, _ = ndimage.label(inside)
+        cells = _components(inside)
         for i, threshold in enumerate(thresholds):
             proposal = probability > threshold
             pairs = _contingency(cells, thin_borders(proposal))
@@ -85,10 +85,11 @@ def thin_borders(inside: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
     faster: a border pixel belongs to the nearest cell, and of two neighbours in different zones the one further from its cell, or else
     the later one, is border.
     """
-    cells, number = ndimage.label(inside)
-    if number == 0:
+    if not inside.any():
         return np.ones(inside.shape, np.int32)
-    distance, nearest = ndimage.distance_transform_cdt(~inside, "taxicab", return_indices=True)
+    cells = _components(inside)
+    distance, nearest = np.empty(inside.shape, np.int32), np.empty((2, *inside.shape), np.int32)
+    ndimage.distance_transform_cdt(~inside, "taxicab", return_indices=True, distances=distance, indices=nearest)
     zone = cells[tuple(nearest)]
     line = np.zeros(inside.shape, bool)
     for earlier, later in (((slice(None), slice(None, -1)), (slice(None), slice(1, None))), ((slice(None, -1),), (slice(1, None),))):
@@ -110,6 +111,13 @@ def information_score(pairs: Int[np.ndarray, "m"], label_sizes: Int[np.ndarray, 
     joint, label, proposal = (_entropy(x) for x in (pairs, label_sizes, proposal_sizes))
     # Both a single cell: the same partition, 0/0.
     return 1.0 if label + proposal == 0 else (label + proposal - joint) / (0.5 * label + 0.5 * proposal)
+
+
+def _components(inside: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
+    """Numbers 1.. of the 4-connected components [H,W], 0 elsewhere."""
+    cells = np.empty(inside.shape, np.int32)
+    ndimage.label(inside, output=cells)
+    return cells
 
 
 def _contingency(
@@ -140,6 +148,6 @@ def _check(number: int, probability: np.ndarray, label: np.ndarray) -> Bool[np.n
         raise InputError(f"{who}: got label values {np.unique(label)[:8].tolist()}, need 1 = inside of a cell and 0 = membrane")
     if not label.any():
         raise InputError(f"{who}: got a label without any cell, need at least one pixel of 1 (inside); leave such a slice out")
-    if not ((probability >= 0) & (probability <= 1)).all():
+    if not ((probability >= 0) & (probability <= 1 + 1e-5)).all():  # a float32 softmax may exceed 1 by rounding
         raise InputError(f"{who}: got probabilities {probability.min()}..{probability.max()}, need 0..1 (softmax, not logits)")
     return label.astype(bool)

@@ -73,7 +73,7 @@ def _two_nearest(instances: Int[np.ndarray, "h w"], cutoff: float) -> tuple[Floa
         if numbers[i] == 0 or box is None:
             continue
         window = tuple(slice(max(s.start - pad, 0), s.stop + pad) for s in box)
-        d = ndimage.distance_transform_edt(dense[window] != i)
+        d = np.asarray(ndimage.distance_transform_edt(dense[window] != i))
         d[d > cutoff] = np.inf
         a, b = d1[window], d2[window]
         np.minimum(b, np.maximum(a, d), out=b)

@@ -12,11 +12,11 @@ from jaxseg.data.classes_csv import code
 from jaxseg.data.dataset import Dataset
 from jaxseg.data.images import read_image, read_label
 from jaxseg.data.listing import DataInfo, Item, Listing
-from jaxseg.data.palette import palette
-from jaxseg.data.show import contact_sheet, rgb
+from jaxseg.data.show import contact_sheet
 from jaxseg.errors import InputError
+from jaxseg.pictures import default_colours, to_rgb
 
-INFO = DataInfo("tiny", ("ground", "cell", "edge"), 1, palette(3))
+INFO = DataInfo("tiny", ("ground", "cell", "edge"), 1, default_colours(3))
 
 
 def sample(name: str, seed: int, **changes) -> dict:
@@ -121,7 +121,7 @@ def test_constant_images_and_ignored_labels_are_warnings():
 
 
 def test_ignored_pixels_are_in_no_class_but_in_the_size_of_the_image():
-    info = DataInfo("tiny", ("a", "b"), 1, palette(2))
+    info = DataInfo("tiny", ("a", "b"), 1, default_colours(2))
 
     def row(name, *label):
         return sample(name, 1, image=np.arange(len(label), dtype=np.uint8).reshape(1, -1, 1), label=np.array([label], np.int32))
@@ -173,7 +173,7 @@ def test_camvid_weights():
 
 @pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (3, np.uint8), (1, np.uint16), (2, np.float32), (7, np.uint16)])
 def test_contact_sheet_shows_any_image(tmp_path, channels, dtype):
-    info = DataInfo("tiny", INFO.class_names, channels, palette(3))
+    info = DataInfo("tiny", INFO.class_names, channels, default_colours(3))
     image = np.random.default_rng(0).integers(0, 200, (40, 60, channels)).astype(dtype)
     label = np.resize(np.array([0, 1, 2, 255], np.int32), (40, 60))
     records = [sample(f"s{n}", 0, image=image, label=label, instances=label) for n in range(5)]
@@ -188,14 +188,14 @@ def test_contact_sheet_shows_any_image(tmp_path, channels, dtype):
 
 def test_rgb_uses_the_whole_range():
     image = np.linspace(900, 1100, 3000).reshape(30, 100, 1).astype(np.uint16)
-    shown = rgb(image)
+    shown = to_rgb(image)
     assert shown.shape == (30, 100, 3)
     assert (shown.min(), shown.max()) == (0, 255)
     image[0, 0] = 65000  # one hot pixel does not darken the rest
-    assert abs(np.median(rgb(image)) - 127) < 5
-    assert rgb(np.full((2, 2, 1), np.nan, np.float32)).max() == 0
+    assert abs(np.median(to_rgb(image)) - 127) < 5
+    assert to_rgb(np.full((2, 2, 1), np.nan, np.float32)).max() == 0
     eight = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    np.testing.assert_array_equal(rgb(eight), eight)
+    np.testing.assert_array_equal(to_rgb(eight), eight)
 
 
 @pytest.mark.parametrize(

@@ -355,9 +355,9 @@ def test_value_that_came_after_listing(tmp_path):
 
 
 def test_colours_differ():
-    from jaxseg.data.palette import palette
+    from jaxseg.pictures import default_colours
 
-    assert len(set(palette(256))) == 256
+    assert len(set(default_colours(256))) == 256
 
 
 def test_listing_is_plain_data(tmp_path):

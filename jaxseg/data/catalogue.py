@@ -16,8 +16,8 @@ import numpy as np
 from jaxseg.data.dataset import Dataset, tfds_sources
 from jaxseg.data.images import read_image, read_label
 from jaxseg.data.listing import DataInfo, Record
-from jaxseg.data.palette import palette
 from jaxseg.errors import InputError
+from jaxseg.pictures import default_colours
 
 IGNORE = 255
 
@@ -216,7 +216,7 @@ CATALOGUE: dict[str, CatalogueSet] = {
             name="scene_parse150",
             class_names=_SCENE_PARSE,
             channels=3,
-            colours=palette(101)[1:],
+            colours=default_colours(101)[1:],
             description="ADE20K as TFDS has it: 100 classes of things, and their objects; all else is ignored. Zhou et al., CVPR 2017.",
         ),
         image="image",

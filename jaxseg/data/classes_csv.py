@@ -8,8 +8,10 @@ import csv
 import dataclasses
 from pathlib import Path
 
-from jaxseg.data.palette import RGB, palette
 from jaxseg.errors import InputError
+from jaxseg.pictures import default_colours
+
+RGB = tuple[int, int, int]
 
 IGNORE = 255
 COLOURS = ("red", "green", "blue")
@@ -60,7 +62,7 @@ def read_classes(path: Path) -> ClassTable | None:
 def class_colours(listed: ClassTable | None, num_classes: int) -> tuple[RGB, ...]:
     """One colour a class, from the table or else from the palette."""
     if listed is None or listed.colours is None:
-        return palette(num_classes)
+        return default_colours(num_classes)
     colour_of = dict(zip(listed.values, listed.colours, strict=True))
     return tuple(colour_of[number] for number in range(num_classes))
 

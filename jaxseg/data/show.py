@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jaxseg.data.listing import DataInfo, Listing, Record
 from jaxseg.errors import InputError
+from jaxseg.pictures import colourise, to_rgb
 
 if TYPE_CHECKING:
     from jaxseg.data.dataset import Dataset
@@ -56,43 +57,18 @@ def contact_sheet(data: "Listing | Dataset", out: Path, split: str = "train", co
     sheet.save(out)
 
 
-def rgb(image: np.ndarray) -> np.ndarray:
-    """[H,W,C] of any type -> [H,W,3] uint8 to look at: the first three channels, or the first one as grey.
-
-    8-bit images are left as they are; others are stretched from the 1st to the 99th percentile, all channels alike.
-    """
-    image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
-    if image.dtype == np.uint8:
-        return image
-    values = image.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
-    stretched = (values - low) / (high - low if high > low else 1.0)
-    return (255 * np.nan_to_num(stretched, nan=0.0).clip(0, 1)).astype(np.uint8)
-
-
-def coloured(label: np.ndarray, info: DataInfo) -> np.ndarray:
-    """[H,W] classes -> [H,W,3] uint8 in the colours of the classes; ignored pixels grey, hatched."""
-    table = np.full((256, 3), IGNORED, np.uint8)
-    table[: info.num_classes] = info.colours
-    colours = table[label]
-    row, column = np.indices(label.shape)
-    colours[(label == info.ignore_index) & ((row + column) % 8 < 2)] = (90, 90, 90)
-    return colours
-
-
 def _panels(record: Record, info: DataInfo) -> list[Image.Image]:
     """Image, label and overlay, each at most CELL wide and high. Resized first, so that the hatch and the outlines stay visible."""
     height, width = record["label"].shape
     scale = CELL / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = Image.fromarray(rgb(np.asarray(record["image"]))).resize(
+    picture = Image.fromarray(to_rgb(np.asarray(record["image"]))).resize(
         size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
     )
     rows = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(int)
     columns = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(int)
     label = np.asarray(record["label"])[rows[:, None], columns]
-    colours = coloured(label, info)
+    colours = colourise(label, info.colours, ignore_index=info.ignore_index)
     mixed = (0.55 * np.asarray(picture) + 0.45 * colours).astype(np.uint8)
     if "instances" in record:
         edge = _edges(np.asarray(record["instances"])[rows[:, None], columns])

@@ -101,7 +101,8 @@ class UNet(nn.Module):
                     near = f"{lower} and {upper}" if lower else f"{upper} (the smallest)"
                     raise InputError(
                         f"UNet: got an image of {shape[1]} x {shape[2]} pixels; with unpadded convolutions and {depth} poolings "
-                        f"a side of {side} is illegal. The nearest legal sizes are {near}. Pad the image by reflection or crop it, or use padding='same'."
+                        f"a side of {side} is illegal. The nearest legal sizes are {near}. "
+                        "Pad the image by reflection or crop it, or use padding='same'."
                     )
 
 

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
 from jaxseg.ops.pixel_shuffle import depth_to_space
+from jaxseg.ops.shapes import need_image
 
 
 def conv_transpose(x: Float[Array, "*n h w i"], kernel: Float[Array, "r r i o"]) -> Float[Array, "*n rh rw o"]:
@@ -18,8 +19,12 @@ def conv_transpose(x: Float[Array, "*n h w i"], kernel: Float[Array, "r r i o"])
 
     Source: the up-convolution of Ronneberger et al. 2015; Dumoulin & Visin 2016, section 4.
     """
-    r, r2, i, o = kernel.shape
-    if r != r2 or i != x.shape[-1]:
-        raise InputError(f"conv_transpose: kernel {kernel.shape} for input {x.shape}; required [r, r, {x.shape[-1]}, O] with stride r.")
+    need_image("conv_transpose", x.shape)
+    if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != x.shape[-1]:
+        raise InputError(
+            f"conv_transpose: got a kernel of shape {kernel.shape} for input {x.shape}; required [r, r, {x.shape[-1]}, O] with stride r. "
+            "Bring a torch weight [I, O, r, r] into this order by transpose(2, 3, 0, 1)."
+        )
+    r, _, i, o = kernel.shape
     matrix = kernel.transpose(2, 0, 1, 3).reshape(i, r * r * o)
     return depth_to_space(jnp.matmul(x, matrix), r)

@@ -3,6 +3,7 @@
 from jaxtyping import Array, Shaped
 
 from jaxseg.errors import InputError
+from jaxseg.ops.shapes import need_image
 
 
 def depth_to_space(x: Shaped[Array, "*n h w rrc"], scale: int = 2) -> Shaped[Array, "*n rh rw c"]:
@@ -13,6 +14,7 @@ def depth_to_space(x: Shaped[Array, "*n h w rrc"], scale: int = 2) -> Shaped[Arr
 
     Source: Shi et al. 2016, eq. 4, in TensorFlow's channel order (DCR), which keeps C contiguous.
     """
+    need_image("depth_to_space", x.shape)
     *n, h, w, c = x.shape
     if c % scale**2:
         raise InputError(f"depth_to_space: got {c} channels; required a multiple of scale^2 = {scale**2}. Widen the layer before it.")
@@ -26,6 +28,7 @@ def space_to_depth(x: Shaped[Array, "*n rh rw c"], scale: int = 2) -> Shaped[Arr
     Raises:
       InputError: height or width is no multiple of r.
     """
+    need_image("space_to_depth", x.shape)
     *n, h, w, c = x.shape
     if h % scale or w % scale:
         raise InputError(f"space_to_depth: got {h} x {w} pixels; required multiples of scale = {scale}. Pad the image first.")

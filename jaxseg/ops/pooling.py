@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from jaxseg.errors import InputError
+from jaxseg.ops.shapes import need_image
 
 
 def max_pool_with_indices(x: Float[Array, "*n h w c"]) -> tuple[Float[Array, "*n h2 w2 c"], Int8[Array, "*n h2 w2 c"]]:
@@ -22,8 +23,7 @@ def max_pool_with_indices(x: Float[Array, "*n h w c"]) -> tuple[Float[Array, "*n
     >>> float(y[0, 0, 0, 0]), int(i[0, 0, 0, 0])
     (7.0, 2)
     """
-    if x.ndim < 3:
-        raise InputError(f"max_pool_with_indices: got shape {x.shape}; required [..., H, W, C]. Add the missing axes.")
+    need_image("max_pool_with_indices", x.shape)
     *n, h, w, c = x.shape
     if h % 2 or w % 2:
         x = jnp.pad(x, [(0, 0)] * len(n) + [(0, h % 2), (0, w % 2), (0, 0)], constant_values=-jnp.inf)
@@ -42,10 +42,11 @@ def max_unpool(x: Float[Array, "*n h w c"], indices: Int8[Array, "*n h w c"]) ->
       indices: window-relative positions 0..3 of `max_pool_with_indices`.
 
     Raises:
-      InputError: shapes differ.
+      InputError: shapes differ or are not those of images.
 
     Source: SegNet (Badrinarayanan et al. 2017, figure 3); torch.nn.MaxUnpool2d(2).
     """
+    need_image("max_unpool", x.shape)
     if x.shape != indices.shape:
         raise InputError(
             f"max_unpool: values {x.shape} and positions {indices.shape} differ; both must be [..., H, W, C] of one pooling. "
