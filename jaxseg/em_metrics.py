@@ -21,6 +21,7 @@ partitions, whose V_Info is 0/0, score 1.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -88,8 +89,8 @@ def thin_borders(inside: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
     if not inside.any():
         return np.ones(inside.shape, np.int32)
     cells = _components(inside)
-    distance, nearest = np.empty(inside.shape, np.int32), np.empty((2, *inside.shape), np.int32)
-    ndimage.distance_transform_cdt(~inside, "taxicab", return_indices=True, distances=distance, indices=nearest)
+    found = ndimage.distance_transform_cdt(~inside, "taxicab", return_indices=True)
+    distance, nearest = cast(tuple[np.ndarray, np.ndarray], found)
     zone = cells[tuple(nearest)]
     line = np.zeros(inside.shape, bool)
     for earlier, later in (((slice(None), slice(None, -1)), (slice(None), slice(1, None))), ((slice(None, -1),), (slice(1, None),))):

@@ -4,9 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
+import types
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -21,6 +24,8 @@ from jaxseg.upsample import UPSAMPLERS
 
 METRIC = "miou"
 _LIMIT = 1 << 20  # bytes of a run.json
+_PARTS = {"options": dict, "model": dict, "data": dict, "data_dir": str, "splits": dict, "preprocess": dict, "example_size": list}
+_COUNT = 1 << 16  # largest whole number in a description: channels, classes, pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +59,13 @@ def load_run(workdir: Path) -> Run:
     """
     description = read_description(workdir)
     try:
-        model = model_from_json(description["model"])
-        info = info_from_json(description["data"])
-        channels, preprocess = info.channels, description["preprocess"]
-        if set(preprocess) != {"mean", "std", "resize"}:
-            raise InputError(f"preprocess: got {sorted(preprocess)}; required mean, std and resize.")
-    except (KeyError, TypeError, InputError) as error:
+        model, info = model_from_json(description["model"]), info_from_json(description["data"])
+        if model.num_classes != info.num_classes:  # type: ignore[attr-defined]
+            raise InputError(f"the model has {model.num_classes} classes, its data {info.num_classes}")  # type: ignore[attr-defined]
+        _check_preprocess(description["preprocess"], info.channels)
+        size = _plain(description["example_size"], tuple[int, int], "example_size")
+        like = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, info.channels), jnp.float32))
+    except InputError as error:
         raise InputError(f"{workdir / 'run.json'}: does not describe a model ({error!s}). Restore it, or train again.") from error
     stored = checkpoints(workdir, read_only=True)
     try:
@@ -67,8 +73,6 @@ def load_run(workdir: Path) -> Run:
         order = ([best] if best is not None else []) + [s for s in reversed(stored.steps()) if s != best]
         if not order:
             raise InputError(f"{workdir}: has no finished checkpoint yet. Run its training command until it has saved one.")
-        side = description["example_size"]
-        like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *side, channels)))
         step = order[0]
         return Run(model, stored.restore_variables(step, like), info, step, description)
     finally:
@@ -87,11 +91,14 @@ def read_description(workdir: Path) -> dict[str, Any]:
     if path.stat().st_size > _LIMIT:
         raise InputError(f"{path}: {path.stat().st_size} bytes; at most {_LIMIT} are read. This was not written by jaxseg.")
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}). Restore it, or train again.") from error
     if not isinstance(description, dict):
         raise InputError(f"{path}: required a JSON object, got {type(description).__name__}. Restore it, or train again.")
+    wrong = [k for k, kind in _PARTS.items() if not isinstance(description.get(k), kind)]
+    if wrong:
+        raise InputError(f"{path}: {', '.join(wrong)} missing or of the wrong type. Restore it, or train again.")
     return description
 
 
@@ -124,7 +131,7 @@ def model_to_json(model: nn.Module) -> dict[str, Any]:
         raise InputError(f"{type(model).__name__}: not in jaxseg.models.MODELS, so a run folder cannot describe it. Add it there.")
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name", "axis_name")}
     fields["upsample"] = _upsample_to_json(fields["upsample"])
-    fields["dtype"] = None if model.dtype is None else jnp.dtype(model.dtype).name  # type: ignore[attr-defined]
+    fields["dtype"] = _name_of(fields["dtype"])
     return {"name": names[type(model)], "fields": fields}
 
 
@@ -132,16 +139,16 @@ def model_from_json(description: dict[str, Any]) -> nn.Module:
     """The inverse of `model_to_json`; only classes of `MODELS` and `UPSAMPLERS` and plain values are made.
 
     Raises:
-      InputError: an unknown class or field.
+      InputError: an unknown class or field, or a value that is not of its field's type.
     """
     cls, fields = _named(description, MODELS)
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    upsampler, options = _named(fields["upsample"], UPSAMPLERS)
-    fields["upsample"] = functools.partial(upsampler, **options) if options else upsampler
-    if fields["dtype"] not in (None, "float32", "bfloat16", "float16"):
-        raise InputError(f"dtype: got {fields['dtype']!r}; required null, float32, bfloat16 or float16.")
-    fields["dtype"] = None if fields["dtype"] is None else jnp.dtype(fields["dtype"])
-    return cls(**fields)
+    upsampler, options = _named(fields.pop("upsample", None), UPSAMPLERS)
+    fields = _plain_fields(cls, fields)
+    fields["upsample"] = functools.partial(upsampler, **_plain_fields(upsampler, options)) if options else upsampler
+    try:
+        return cls(**fields)
+    except TypeError as error:  # a field without default is missing
+        raise InputError(f"{description['name']}: {error}.") from error
 
 
 def info_to_json(info: DataInfo) -> dict[str, Any]:
@@ -149,13 +156,68 @@ def info_to_json(info: DataInfo) -> dict[str, Any]:
 
 
 def info_from_json(fields: dict[str, Any]) -> DataInfo:
-    return DataInfo(**{**fields, "class_names": tuple(fields["class_names"]), "colours": tuple(tuple(c) for c in fields["colours"])})
+    """Raises InputError where a field is missing, unknown or of the wrong type."""
+    if set(fields) != {f.name for f in dataclasses.fields(DataInfo)}:
+        raise InputError(f"data: got the fields {', '.join(fields)[:200]}; required are those of DataInfo.")
+    info = DataInfo(**_plain_fields(DataInfo, fields, low=0))
+    if not info.channels or len(info.colours) != info.num_classes or any(max(c) > 255 for c in info.colours):
+        raise InputError("data: required are at least 1 channel, and one colour of 0..255 for each class.")
+    return info
+
+
+def _check_preprocess(preprocess: dict[str, Any], channels: int) -> None:
+    if set(preprocess) != {"mean", "std", "resize"}:
+        raise InputError(f"preprocess: got {', '.join(preprocess)[:200]}; required mean, std and resize.")
+    mean, std = (_plain(preprocess[k], tuple[float, ...], k) for k in ("mean", "std"))
+    if not len(mean) == len(std) == channels or min(std) <= 0 or not 0 < _plain(preprocess["resize"], float, "resize") <= 4:
+        raise InputError(f"preprocess: got {str(preprocess)[:200]}; required {channels} means, {channels} std above 0, and resize in 0..4.")
+
+
+def _plain_fields(cls: Any, fields: dict[str, Any], low: int = 1) -> dict[str, Any]:
+    """`fields` of the class as plain values of the types that it is annotated with; a dtype by its name."""
+    hints = typing.get_type_hints(cls) | {"dtype": Literal["float32", "bfloat16", "float16"] | None}
+    plain = {k: _plain(v, hints[k], f"{cls.__name__}.{k}", low) for k, v in fields.items()}
+    if isinstance(plain.get("dtype"), str):
+        plain["dtype"] = jnp.dtype(plain["dtype"])
+    return plain
+
+
+def _plain(value: Any, hint: Any, what: str, low: int = 1) -> Any:
+    """The JSON value as the type: int (low..65536), finite float, str, None, Literal, tuple (of 256 at most), or a union of them."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal and any(type(value) is type(x) and value == x for x in inside):
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for one in inside:
+            with contextlib.suppress(InputError):
+                return _plain(value, one, what, low)
+    if origin is tuple and isinstance(value, list) and len(value) <= 256:
+        each = (inside[0],) * len(value) if inside[1:] == (...,) else inside
+        if len(each) == len(value):
+            return tuple(_plain(v, one, what, low) for v, one in zip(value, each, strict=True))
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if hint is int and type(value) is int and low <= value <= _COUNT:
+        return value
+    if hint in (str, bool, type(None)) and type(value) is hint:
+        return value
+    raise InputError(f"{what}: got {str(value)[:80]!r}; required {getattr(hint, '__name__', hint)}.")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _name_of(dtype: Any) -> str | None:
+    return None if dtype is None else jnp.dtype(dtype).name
 
 
 def _upsample_to_json(upsample: Any) -> dict[str, Any]:
     options = {}
     if isinstance(upsample, functools.partial):
-        upsample, options = upsample.func, upsample.keywords
+        if upsample.args:
+            raise InputError(f"{upsample}: has positional arguments, which a run folder cannot describe. Give them by name.")
+        upsample, options = upsample.func, {k: _name_of(v) if k == "dtype" else v for k, v in upsample.keywords.items()}
     names = {cls: name for name, cls in UPSAMPLERS.items()}
     if upsample not in names:
         raise InputError(f"{upsample}: not in jaxseg.upsample.UPSAMPLERS, so a run folder cannot describe it. Add it there.")
@@ -168,8 +230,8 @@ def _named(description: Any, known: dict[str, Any]) -> tuple[Any, dict[str, Any]
     cls = known.get(description["name"]) if isinstance(description["name"], str) else None
     if cls is None:
         raise InputError(f"unknown {str(description['name'])[:80]!r}; known are {', '.join(known)}.")
-    allowed = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
+    allowed = {f.name for f in dataclasses.fields(cls)} - {"parent", "name", "axis_name"}
     unknown = set(description["fields"]) - allowed
     if unknown:
-        raise InputError(f"{description['name']}: unknown fields {', '.join(sorted(map(str, unknown)))}.")
+        raise InputError(f"{description['name']}: unknown fields {', '.join(sorted(unknown))[:200]}.")
     return cls, dict(description["fields"])

@@ -105,7 +105,7 @@ def train_step(
     if ema is not None:
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))  # a short memory at first
         ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, _variables(params, batch_stats))
-    metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.rng), metrics
 
 
