@@ -6,6 +6,7 @@ Command: jaxseg data prepare cells --data-dir data
 """
 
 import functools
+from typing import Literal
 
 from jaxseg.config import Config, DtypeName, UpsampleName, adamw, unet_options
 from jaxseg.data import augment
@@ -17,6 +18,7 @@ def get_config(
     batch_size: int = 8,
     size: int = 128,
     features: tuple[int, ...] = (16, 32, 64, 128),
+    padding: Literal["same", "valid"] = "same",
     upsample: UpsampleName = "transposed",
     dtype: DtypeName = "float32",
     learning_rate: float = 4e-3,
@@ -29,6 +31,7 @@ def get_config(
       batch_size: crops a step.
       size: side of the square crops, pixels.
       features: channels of each level, finest first.
+      padding: valid is the paper's unpadded network, which needs a legal size such as 252.
       upsample: how the expansive path enlarges.
       dtype: of the computation; parameters are float32.
       learning_rate: peak of the schedule.
@@ -36,7 +39,7 @@ def get_config(
     """
     return Config(
         data="cells",
-        model=functools.partial(UNet, features=features, padding="same", norm="batch", dropout=0.0, **unet_options(upsample, dtype)),
+        model=functools.partial(UNet, features=features, padding=padding, norm="batch", dropout=0.0, **unet_options(upsample, dtype)),
         optimizer=adamw(learning_rate, steps),
         steps=steps,
         batch_size=batch_size,

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, metric: str, *, read_only: bool = False):
-        self.folder, self.metric = folder, metric
+        self.folder, self.metric, self._read_only = folder, metric, read_only
         best = _policies.BestN(get_metric_fn=lambda m: m[metric], n=1, keep_checkpoints_without_metrics=False)
-        self._orbax = ocp.training.Checkpointer(
+        checkpointer: Any = ocp.training.Checkpointer  # its annotations refuse what its documentation passes
+        self._orbax = checkpointer(
             folder.absolute(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(2), best]),
@@ -75,9 +78,12 @@ class Checkpoints:
 
     def _metadata(self, step: int) -> Any:
         try:
-            return self._orbax.metadata(step)
+            metadata = self._orbax.metadata(step)
         except Exception as error:  # Orbax raises whatever its storage raised
             raise InputError(f"{self._where(step)}: unreadable ({_first_line(error)}). {_REMOVE}") from error
+        if metadata.metadata is None:  # or only logs it
+            raise InputError(f"{self._where(step)}: the list of its arrays is unreadable. {_REMOVE}")
+        return metadata
 
     def _load(self, step: int, metadata: Any, like: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -91,21 +97,33 @@ class Checkpoints:
         return state
 
     def restore_latest(self, like: Any, sharding: jax.sharding.Sharding | None = None) -> Any | None:
-        """The newest state that is whole, or None where there is no checkpoint. A damaged one is passed over with a warning.
+        """The newest state that is whole, or None where there is no checkpoint. A damaged one is passed over with a warning, and its folder
+        renamed to STEP.damaged: Orbax writes no step before its latest, and none again.
 
         Raises:
           InputError: there are checkpoints and none can be read.
         """
-        errors = []
+        errors = {}
         for step in reversed(self.steps()):
             try:
-                return self.restore(step, like, sharding)
+                state = self.restore(step, like, sharding)
             except InputError as error:
                 logging.getLogger("jaxseg").warning("%s", error)
-                errors.append(error)
-        if errors:
-            raise errors[0]
+                errors[step] = error
+            else:
+                if errors and not self._read_only:
+                    self._set_aside(errors)
+                return state
+        for error in errors.values():
+            raise error
         return None
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            aside = self.folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
+        self._orbax.reload()
 
     def close(self) -> None:
         self._orbax.close()

@@ -103,8 +103,8 @@ def load_get_config(path: Path) -> Callable[..., Config]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise InputError(f"{path}: does not run: {type(error).__name__}: {error}. Correct the file. {example}") from error
-    get_config = getattr(module, "get_config", None)
-    if not callable(get_config):
+    get_config: Any = getattr(module, "get_config", None)
+    if not inspect.isfunction(get_config):
         raise InputError(f"{path}: has no function get_config(). {example}")
     get_config.__doc__ = get_config.__doc__ or module.__doc__
     return get_config

@@ -126,7 +126,7 @@ def evaluate(
     run = load_run(workdir)
     dataset = open_dataset(data or run.info.name, data_dir or run.description["data_dir"])
     check_same_kind(run, dataset.info)
-    split = split or run.description["splits"]["test"]
+    split = str(split or run.description["splits"]["test"])
     scores, confusion = evaluate_split(run.predict, run.variables, dataset, split)
     baselines = baseline_scores(dataset, split)
     title = f"{workdir}, step {run.step}, on {split} of {dataset.info.name} ({dataset.splits[split]} images)"

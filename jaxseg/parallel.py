@@ -13,7 +13,7 @@ AXIS = "data"
 Parallel = Literal["jit", "pmap"]
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """A mesh with one axis, "data", over all devices."""
     devices = list(devices or jax.devices())
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -35,7 +35,7 @@ def check_batch(batch_size: int, num_devices: int) -> None:
 
 
 def parallel_step(
-    step: Callable[..., tuple[Any, Any]], how: Parallel = "jit", devices: Sequence[jax.Device] | None = None
+    step: Callable[..., tuple[Any, Any]], how: Parallel = "jit", devices: Sequence[Any] | None = None
 ) -> Callable[[Any, dict[str, np.ndarray]], tuple[Any, Any]]:
     """`step(state, batch, axis_name=...) -> (state, metrics)` over all devices; takes and returns the state whole, its memory donated.
 

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,7 +22,8 @@ def progress(title: str, total: int, start: int = 0) -> Iterator[Callable[..., N
             task = bar.add_task(title, total=total, completed=start, note="")
 
             def advance(n: int, note: str | None = None) -> None:
-                bar.update(task, advance=n, **({} if note is None else {"note": note}))
+                fields: dict[str, Any] = {} if note is None else {"note": note}
+                bar.update(task, advance=n, **fields)
 
             yield advance
         return

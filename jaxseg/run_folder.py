@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import types
 import typing
@@ -126,7 +125,7 @@ def model_to_json(model: nn.Module) -> dict[str, Any]:
     >>> model_to_json(UNet(2))["fields"]["upsample"]
     {'name': 'transposed', 'fields': {}}
     """
-    names = {cls: name for name, cls in MODELS.items()}
+    names: dict[Any, str] = {cls: name for name, cls in MODELS.items()}
     if type(model) not in names:
         raise InputError(f"{type(model).__name__}: not in jaxseg.models.MODELS, so a run folder cannot describe it. Add it there.")
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name", "axis_name")}
@@ -195,7 +194,7 @@ def _plain(value: Any, hint: Any, what: str, low: int = 1) -> Any:
         each = (inside[0],) * len(value) if inside[1:] == (...,) else inside
         if len(each) == len(value):
             return tuple(_plain(v, one, what, low) for v, one in zip(value, each, strict=True))
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if hint is float and isinstance(value, int | float) and type(value) is not bool and abs(value) <= 1e30:
         return float(value)
     if hint is int and type(value) is int and low <= value <= _COUNT:
         return value

@@ -91,7 +91,8 @@ def train(
 
     # ---- State ---------------------------------------------------------------------------------------------------------
     shape = (config.batch_size, *config.size, info.channels)
-    init = jax.jit(functools.partial(init_state, model, config.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0))
+    init = functools.partial(init_state, model, config.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0)
+    init = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})  # runs once: optimised it compiles 7 times as long
     state = init()
     run_folder.write_description(workdir, description)
     checkpoints = run_folder.checkpoints(workdir)
@@ -138,19 +139,26 @@ def train(
         resize=config.resize,
         weight_map=config.weight_map,
     )
-    with _stop_requested() as stop, progress("training", config.steps, step) as advance:
+    with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(log),
+        _stop_requested() as stop,
+        progress("training", config.steps, step) as advance,
+    ):
         since, begun = step, time.monotonic()
         while step < config.steps:
             state, metrics = run_step(state, next(batches))
             step += 1
             evaluating = config.eval_split is not None and (step % config.eval_every == 0 or step == config.steps)
-            saving = evaluating or step % config.save_every == 0 or step == config.steps or stop()
+            stopping = stop()
+            saving = evaluating or step % config.save_every == 0 or step == config.steps or stopping
             note = None
             if step % config.log_every == 0 or saving:
                 values = {k: float(v) for k, v in metrics.items()}
-                if not math.isfinite(values["loss"]):
+                if not all(map(math.isfinite, values.values())):
                     raise InputError(
-                        f"step {step}: the loss is {values['loss']}; nothing was saved since the last checkpoint. "
+                        f"step {step}: the loss is {values['loss']}, the gradient's norm {values['grad_norm']}; "
+                        "nothing was saved since the last checkpoint. "
                         f"Lower --learning-rate, and see `jaxseg data check {config.data} --data-dir {data_dir}` for labels out of range."
                     )
                 rate = (step - since) * config.batch_size / (time.monotonic() - begun)
@@ -164,12 +172,9 @@ def train(
                 if scores:
                     log.write(step, **{f"val_{k}": v for k, v in scores.items()})
                 since, begun = step, time.monotonic()
-            if stop() and step < config.steps:
+            if stopping and step < config.steps:
                 print(f"stopped at step {step}, saved; the same command goes on from there")
-                checkpoints.close()
                 return 0
-    checkpoints.close()
-    log.close()
 
     # ---- Report ----------------------------------------------------------------------------------------------------------
     report_run(workdir, dataset)

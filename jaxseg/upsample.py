@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from jaxseg import ops
@@ -36,7 +37,7 @@ class TransposedConv(nn.Module):
         r, c = self.scale, x.shape[-1]
         kernel = self.param("kernel", _he_in_channels, (r, r, c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         return ops.conv_transpose(x, kernel) + bias
 
 

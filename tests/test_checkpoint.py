@@ -14,7 +14,6 @@ from jaxseg.checkpoint import Checkpoints, digest
 from jaxseg.errors import InputError
 from jaxseg.train_state import TrainState
 
-
 # Orbax leaves the other reads of a checkpoint with a failed one to the garbage collector, which finds their event loop closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -128,9 +127,15 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_older(stored, caplog):
     with caplog.at_level(logging.WARNING, logger="jaxseg"):
         assert_same(stored.restore_latest(make_state(0)), make_state(1))
     assert "checkpoint 2" in caplog.text
+    assert stored.steps() == [1]
+    assert (stored.folder / "2.damaged").is_dir()
+    stored.save(make_state(2))  # which Orbax would leave out if the damaged one were still there
+    assert_same(stored.restore_latest(make_state(0)), make_state(2))
     shutil.rmtree(stored.folder / "1" / "state")
+    shutil.rmtree(stored.folder / "2" / "state")
     with pytest.raises(InputError, match="checkpoint 2"), caplog.at_level(logging.CRITICAL):
         stored.restore_latest(make_state(0))
+    assert stored.steps() == [1, 2]  # nothing is put aside where there is nothing to go on from
 
 
 @pytest.mark.parametrize("part", ["state", "state/_METADATA", "state/manifest.ocdbt", "_CHECKPOINT_METADATA"])

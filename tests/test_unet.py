@@ -79,7 +79,7 @@ def test_legal_sizes_are_12_mod_16_from_188_and_lose_184():
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_logits_have_the_stated_size_at_every_legal_size(depth):
     model = UNet(num_classes=2, features=(2,) * (depth + 1))
-    legal = [side for side in range(1, 120) if output_size(side, depth)]
+    legal = [side for side in range(1, 110) if output_size(side, depth)][-12:]
     assert len(legal) > 1
     for side in legal:
         image = jnp.zeros((1, side, legal[-1], 1))
@@ -222,11 +222,13 @@ def test_padded_and_unpadded_agree_where_the_border_is_out_of_sight(depth):
     features = (3, 4, 5)[: depth + 1]
     side, first, m = legal_sizes(30, depth)[1], 2**depth + 2, margin(depth)
     # The unpadded network's poolings start 2 pixels in at every level; with first = 2 mod 2^depth both pool the same windows.
-    image = _image(1, side + 2 * first, side + 2 * first, 1)
+    image = _image(1, side + 2 * first + 1, side + 2 * first + 3, 1)  # odd sides: every pooling has half-empty windows at the far edges
     unpadded, padded = (UNet(num_classes=2, features=features, padding=padding) for padding in ("valid", "same"))
     variables = random_variables(padded, image)
     inner = jax.jit(unpadded.apply)(variables, image[:, first : first + side, first : first + side])
-    outer = jax.jit(padded.apply)(variables, image)[:, first + m : first + side - m, first + m : first + side - m]
+    outer = jax.jit(padded.apply)(variables, image)
+    assert outer.shape[:3] == image.shape[:3]
+    outer = outer[:, first + m : first + side - m, first + m : first + side - m]
     np.testing.assert_allclose(inner, outer, rtol=1e-4, atol=1e-5)
 
 

@@ -32,7 +32,8 @@ def predict_whole(
     if isinstance(model, UNet) and model.padding == "valid":
         depth = len(model.features) - 1
         image = jnp.pad(image, [(0, 0), _border(small_h, depth), _border(small_w, depth), (0, 0)], mode="reflect")
-    logits = model.apply(variables, image)[:, :small_h, :small_w]
+    logits: Any = model.apply(variables, image)
+    logits = logits[:, :small_h, :small_w]
     if resize != 1.0:
         logits = jax.image.resize(logits, (n, h, w, logits.shape[-1]), "linear")
     return logits
