@@ -102,6 +102,8 @@ def read_description(workdir: Path) -> dict[str, Any]:
 
 
 def write_description(workdir: Path, description: dict[str, Any]) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir {workdir}: is a file; required is a folder, made when missing. Give another path.")
     workdir.mkdir(parents=True, exist_ok=True)
     part = workdir / "run.json.part"
     part.write_text(json.dumps(description, indent=2, default=str) + "\n")

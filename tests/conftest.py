@@ -37,25 +37,29 @@ def get_config(
     padding: str = "same",
     blow_up_at: int = 10**6,
     spoil: bool = False,
+    plain: bool = False,
 ) -> Config:
     """A tiny U-Net.
 
     Args:
       steps: optimizer steps.
       blow_up_at: step from which the learning rate is absurd.
+      spoil: take a loss whose gradient is not finite.
+      plain: a smaller network without what is random.
     """
     if learning_rate <= 0:
         raise InputError(f"learning_rate: got {learning_rate}; required above 0.")
     rate = optax.piecewise_constant_schedule(learning_rate, {blow_up_at: 1e36})
+    network = {"features": (2, 4), "dropout": 0.0} if plain else {"features": (4, 8), "norm": "batch", "dropout": 0.1}
     return Config(
         data="folder",
-        model=functools.partial(UNet, features=(4, 8), padding=padding, norm="batch", dropout=0.1, **unet_options(upsample, "float32")),
+        model=functools.partial(UNet, padding=padding, **network, **unet_options(upsample, "float32")),
         optimizer=optax.adam(rate),
         loss=spoilt if spoil else losses.cross_entropy,
         steps=steps,
         batch_size=batch_size,
         size=(size, size),
-        augment=(augment.flip,),
+        augment=() if plain else (augment.flip,),
         ema_decay=0.8,
         eval_every=4,
         save_every=2,

@@ -31,12 +31,12 @@ def start(argv: list[str]) -> subprocess.Popen:
     )
 
 
-def final_state(discs, workdir, upsample="transposed"):
+def final_state(discs, workdir, **options):
     """(step, state) of the newest checkpoint, checked against its digest."""
     spec = importlib.util.spec_from_file_location("tiny", discs / "tiny.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(upsample=upsample)
+    config = module.get_config(**options)
     model = config.model(num_classes=2)
     like = jax.eval_shape(functools.partial(init_state, model, config.optimizer, (4, 16, 16, 1), ema=True))
     stored = run_folder.checkpoints(workdir, read_only=True)
@@ -208,20 +208,20 @@ def test_sigterm_saves_and_exits_with_0(discs, uninterrupted, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(discs, tmp_path, capsys):
     workdir = tmp_path / "run"
-    assert main(command(discs, workdir, "--blow-up-at", "4")) == 2
+    assert main(command(discs, workdir, "--plain", "--blow-up-at", "4")) == 2
     error = capsys.readouterr().err
     assert "step 6: the loss is nan" in error
     assert "--learning-rate" in error
     stored = run_folder.checkpoints(workdir, read_only=True)
     assert 6 not in stored.steps()
     stored.close()
-    _, state = final_state(discs, workdir)
+    _, state = final_state(discs, workdir, plain=True)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
 def test_a_gradient_that_is_not_finite_is_not_saved(discs, tmp_path, capsys):
     """The loss of that step is fine; the parameters after it are not, and a run could never go on from them."""
-    assert main(command(discs, tmp_path / "run", "--spoil", "--steps", "4")) == 2
+    assert main(command(discs, tmp_path / "run", "--plain", "--spoil", "--steps", "4")) == 2
     assert "step 1" in capsys.readouterr().err
     stored = run_folder.checkpoints(tmp_path / "run", read_only=True)
     assert stored.steps() == []

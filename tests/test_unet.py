@@ -141,7 +141,7 @@ def test_each_skip_is_the_encoders_map_and_reaches_the_logits(padding, level):
         return logits, got["skip"], center_crop(got["encoder"], *got["skip"].shape[1:3])
 
     logits, skip, encoder = apply(variables, image, 1.0)
-    np.testing.assert_array_equal(logits, jax.jit(model.apply)(variables, image))
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, image), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(skip, encoder)
     assert np.any(np.asarray(skip) > 0)
     without, _, _ = apply(variables, image, 0.0)
@@ -282,6 +282,8 @@ def test_dropout_is_for_training_and_the_two_coarsest_levels_only():
     variables = random_variables(model, image)
     eval_logits, at_eval = _with_layers(model, variables, image)
 
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+
     @jax.jit
     def train(key):
         return _with_layers(model, variables, image, train=True, rngs={"dropout": key})
@@ -289,13 +291,13 @@ def test_dropout_is_for_training_and_the_two_coarsest_levels_only():
     train_logits, at_train = train(jax.random.key(1))
     assert {name for name in at_train if "dropout" in name} == {"down2_dropout", "down3_dropout"}
     for name in ("down0_conv2", "down1_conv2", "down2_conv1", "down2_conv2"):
-        np.testing.assert_array_equal(at_eval[name], at_train[name])
+        close(at_eval[name], at_train[name])
     active = np.asarray(nn.relu(at_train["down2_conv2"]))
     dropped = np.asarray(at_train["down2_dropout"])
     kept = dropped[active > 0] > 0
     assert 0.15 < 1 - kept.mean() < 0.35
-    np.testing.assert_allclose(dropped[dropped > 0], active[dropped > 0] / 0.75, rtol=1e-6)
-    np.testing.assert_array_equal(at_eval["down2_dropout"], nn.relu(at_eval["down2_conv2"]))
+    np.testing.assert_allclose(dropped[dropped > 0], active[dropped > 0] / 0.75, rtol=1e-5)
+    close(at_eval["down2_dropout"], nn.relu(at_eval["down2_conv2"]))
     assert np.max(np.abs(train_logits - eval_logits)) > 1e-3
     again, _ = train(jax.random.key(1))
     np.testing.assert_array_equal(again, train_logits)
