@@ -26,6 +26,7 @@ from jaxseg.data import Dataset, channel_statistics, open_dataset, train_batches
 from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate_split
 from jaxseg.inference.whole import predict_whole
+from jaxseg.model_json import info_to_json, model_to_json
 from jaxseg.pictures import colourise, shrink, to_rgb
 from jaxseg.progress import progress
 from jaxseg.report_run import report_run
@@ -204,8 +205,8 @@ def _describe(
         "jax": jax.__version__,
         "command": shlex.join(["jaxseg", "train", *command]),
         "options": json.loads(json.dumps(options, default=str)),
-        "model": run_folder.model_to_json(model),
-        "data": json.loads(json.dumps(run_folder.info_to_json(dataset.info))),
+        "model": model_to_json(model),
+        "data": json.loads(json.dumps(info_to_json(dataset.info))),
         "data_dir": str(data_dir.absolute()),
         "splits": {"eval": config.eval_split, "test": config.test_split},
         "example_size": list(config.size),

@@ -13,8 +13,9 @@ import pytest
 
 from jaxseg.data.listing import DataInfo
 from jaxseg.errors import InputError
+from jaxseg.model_json import info_from_json, info_to_json, model_from_json, model_to_json
 from jaxseg.models import MODELS, UNet
-from jaxseg.run_folder import info_from_json, info_to_json, load_run, model_from_json, model_to_json, read_description, write_description
+from jaxseg.run_folder import load_run, read_description, write_description
 from jaxseg.upsample import UPSAMPLERS, PixelShuffle, TransposedConv
 
 INFO = DataInfo("cells", ("ground", "cell"), 1, ((0, 0, 0), (255, 128, 0)), "Cells.")
