@@ -46,7 +46,7 @@ def predictions(
 ) -> Iterator[tuple[Int[np.ndarray, "k k"], Prediction]]:
     """(confusion matrix, prediction) of every record in order. Images of one size in a row share a batch, split over all devices.
 
-    A short batch is filled up with copies whose labels are ignored, so each size compiles once and nothing is dropped.
+    A short batch is filled up with copies that are left out of the result, so each size compiles once and nothing is dropped.
     """
     step, sharded, whole = _program(predict)
     variables = jax.device_put(variables, whole)
@@ -58,7 +58,6 @@ def predictions(
                 fill = batch_size - len(chunk)
                 image = np.stack([to_float(r["image"]) for r in chunk + chunk[:1] * fill])
                 label = np.stack([r["label"].astype(np.int32) for r in chunk + chunk[:1] * fill])
-                label[len(chunk) :] = 255
                 matrices, logits = jax.device_get(step(variables, jax.device_put({"image": image, "label": label}, sharded)))
                 for i, record in enumerate(chunk):
                     matrix = matrices[i].astype(np.int64)

@@ -49,7 +49,7 @@ def report_run(workdir: Path, dataset: Dataset) -> None:
 def _facts(run: Any, dataset: Dataset, split: str, history: list[dict[str, Any]]) -> dict[str, str]:
     devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     rates = [row["images_per_s"] for row in history if "images_per_s" in row]
-    fields = run.description["model"]["fields"]
+    fields = {k: v for k, v in run.description["model"]["fields"].items() if v is not None}
     return {
         "model": f"{type(run.model).__name__}({', '.join(f'{k}={v}' for k, v in fields.items() if k != 'upsample')})",
         "upsampler": fields["upsample"]["name"],
