@@ -2,10 +2,8 @@
 
 import contextlib
 import functools
-import importlib.util
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -27,9 +25,9 @@ from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate_split
 from jaxseg.inference.whole import predict_whole
 from jaxseg.model_json import info_to_json, model_to_json
-from jaxseg.pictures import colourise, shrink, to_rgb
 from jaxseg.progress import progress
 from jaxseg.report_run import report_run
+from jaxseg.run_log import RunLog
 from jaxseg.train_state import init_state, train_step
 
 HELP = """jaxseg train CONFIG.py [--option value ...] [--data-dir DIR] --workdir DIR
@@ -100,7 +98,7 @@ def train(
     sharding = parallel.replicated(parallel.data_mesh()) if how == "jit" else None
     state = checkpoints.restore_latest(state, sharding) or (state if sharding is None else jax.device_put(state, sharding))
     step = int(state.step)
-    log = _Log(workdir, step)
+    log = RunLog(workdir, step)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{config.data}: {type(model).__name__}, {parameters:,} parameters, {len(jax.devices())} x {jax.devices()[0].device_kind}")
     if step:
@@ -230,41 +228,6 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("jaxseg")
-
-
-class _Log:
-    """metrics.jsonl, and TensorBoard where tensorboardX is installed. Lines of steps that will be done again are dropped."""
-
-    def __init__(self, workdir: Path, step: int):
-        path = workdir / "metrics.jsonl"
-        kept = [line for line in run_folder.read_metrics(workdir) if line["step"] <= step]
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(part, path)
-        self._file = path.open("a")
-        self._board = None
-        if importlib.util.find_spec("tensorboardX"):
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, **values: float) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-
-    def pictures(self, step: int, predictions: list[Any], colours: Any) -> None:
-        if self._board:
-            for i, p in enumerate(predictions):
-                parts = to_rgb(p.record["image"]), colourise(p.label, colours), colourise(np.argmax(p.logits, -1), colours)
-                self._board.add_image(f"prediction/{i}", shrink(np.concatenate(parts, 1), 960), step, dataformats="HWC")
-
-    def close(self) -> None:
-        self._file.close()
-        if self._board:
-            self._board.close()
 
 
 @contextlib.contextmanager

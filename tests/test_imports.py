@@ -18,7 +18,7 @@ STOREYS = (  # bottom to top; the longest name that fits decides
     ("data",),
     ("inference",),
     ("train_state",),
-    ("parallel", "checkpoint", "config", "model_json", "run_folder", "progress", "report"),
+    ("parallel", "checkpoint", "config", "model_json", "run_folder", "run_log", "progress", "report"),
     ("train", "evaluate", "predict", "report_run", "data.commands", "cli"),
 )
 SCRIPTS = frozenset(STOREYS[-1])
