@@ -3,6 +3,7 @@
 Source: Ronneberger et al. 2015, with same-padding, batch norm and a quarter of the width.
 Command: jaxseg data prepare cells --data-dir data
          jaxseg train configs/cells_unet.py --data-dir data --workdir runs/cells
+Expected: test mean IoU 0.956 (border 0.910; Otsu's threshold 0.588); 7 minutes on 2 CPU cores.
 """
 
 import functools

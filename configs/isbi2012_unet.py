@@ -18,7 +18,7 @@ from jaxseg.weight_map import border_weight_map
 
 
 def get_config(
-    steps: int = 1600,
+    steps: int = 1200,
     batch_size: int = 4,
     size: int = 256,
     features: tuple[int, ...] = (16, 32, 64, 128, 256),
