@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from importlib.metadata import version
 
 from jaxseg.errors import InputError
 
@@ -26,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"jaxseg {version('jaxseg')}")
         return 0
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

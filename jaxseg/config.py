@@ -62,8 +62,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}; required at least 1.")
+            if not 1 <= getattr(self, name) < 2**31:
+                raise InputError(f"{name}: got {getattr(self, name)}; required from 1 to {2**31 - 1}.")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed: got {self.seed}; required from 0 to {2**31 - 1}.")
         if min(self.size) < 1:
             raise InputError(f"size: got {self.size}; required at least 1 x 1 pixels.")
         if not 0 < self.resize <= 4:
@@ -93,6 +95,8 @@ def load_get_config(path: Path) -> Callable[..., Config]:
       InputError: no such file, it does not run, or it has no function of that name.
     """
     example = "See configs/ for examples."
+    if str(path).startswith("-"):
+        raise InputError(f"{path}: the config file comes first, then the options: jaxseg train CONFIG.py {path} ... {example}")
     if not path.is_file():
         raise InputError(f"{path}: no such config file. Give the path of a Python file with get_config(). {example}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -101,7 +105,7 @@ def load_get_config(path: Path) -> Callable[..., Config]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{path}: does not run: {type(error).__name__}: {error}. Correct the file. {example}") from error
     get_config: Any = getattr(module, "get_config", None)
     if not inspect.isfunction(get_config):
@@ -124,7 +128,15 @@ def with_options(script: Callable[..., Any], get_config: Callable[..., Config]) 
     @functools.wraps(script)
     def run(**arguments: Any) -> Any:
         options = {p.name: arguments.pop(p.name) for p in theirs}
-        return script(get_config(**options), options, **arguments)
+        try:
+            config = get_config(**options)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"get_config: {type(error).__name__}: {error}. Change the option, or correct the config file.") from error
+        if not isinstance(config, Config):
+            raise InputError(f"get_config: returned {type(config).__name__}; required is a jaxseg.config.Config. Correct the config file.")
+        return script(config, options, **arguments)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in ours + theirs]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

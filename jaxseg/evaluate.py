@@ -15,11 +15,12 @@ import numpy as np
 import tyro
 from jaxtyping import Float, Int
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxseg import metrics, parallel
 from jaxseg.data import Dataset, cells, open_dataset, to_float
-from jaxseg.data.listing import DataInfo, Record
+from jaxseg.data.listing import Record
 from jaxseg.em_metrics import em_scores
 from jaxseg.errors import InputError
 from jaxseg.inference.whole import Predict
@@ -123,8 +124,11 @@ def evaluate(
       data_dir: where the data set was prepared; by default where the training read it.
     """
     run = load_run(workdir)
-    dataset = open_dataset(data or run.info.name, data_dir or run.description["data_dir"])
-    check_same_kind(run, dataset.info)
+    try:
+        dataset = open_dataset(data or run.info.name, data_dir or run.description["data_dir"])
+    except InputError as error:
+        raise error if data_dir else InputError(f"{error}; or say with --data-dir where the data set is now") from error
+    check_same_kind(run, dataset, str(split or run.description["splits"]["test"]))
     split = str(split or run.description["splits"]["test"])
     scores, confusion = evaluate_split(run.predict, run.variables, dataset, split)
     baselines = baseline_scores(dataset, split)
@@ -137,25 +141,34 @@ def evaluate(
     return 0
 
 
-def check_same_kind(run: Run, info: DataInfo) -> None:
-    """Raises InputError where a model cannot be used on a data set."""
+def check_same_kind(run: Run, dataset: Dataset, split: str) -> None:
+    """Raises InputError where a model cannot be used on a data set: other classes, channels or type of pixels."""
+    info = dataset.info
     if (info.class_names, info.channels) != (run.info.class_names, run.info.channels):
         raise InputError(
             f"--data {info.name}: has {info.channels} channels and classes {', '.join(info.class_names)}; the model was trained on "
             f"{run.info.channels} channels and {', '.join(run.info.class_names)}. Choose a data set of the same kind."
         )
+    check_dtype(f"--data {info.name}", dataset.split(split)[0]["image"], run)
+
+
+def check_dtype(what: str, image: np.ndarray, run: Run) -> None:
+    """Raises InputError where an image is not of the training's type: 12 bits in 16 would look black, 0..255 as floats white."""
+    trained = run.description["image_dtype"]
+    if image.dtype != trained:
+        raise InputError(f"{what}: has {image.dtype} pixels; the model was trained on {trained}. Convert to {trained} in the same scale.")
 
 
 def print_scores(title: str, scores: dict[str, Any], confusion: np.ndarray, baselines: dict[str, float]) -> None:
     """A table of the classes and one of the whole, on standard output."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    table = Table(title=title)
+    table = Table(title=escape(title))
     for column in ("class", "IoU", "Dice", "accuracy", "pixels"):
         table.add_column(column, justify="left" if column == "class" else "right")
     names = scores["class_names"]
     for i, name in enumerate(names):
         row = [scores[k][i] for k in ("iou", "dice", "class_accuracy")]
-        table.add_row(name, *[_number(v) for v in row], f"{confusion[i].sum():,}")
+        table.add_row(escape(name), *[_number(v) for v in row], f"{confusion[i].sum():,}")
     table.add_section()
     table.add_row("mean", *[_number(scores[k]) for k in ("miou", "mean_dice", "mean_class_accuracy")], f"{confusion.sum():,}")
     console.print(table)

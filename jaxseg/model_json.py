@@ -15,6 +15,7 @@ from jaxseg.errors import InputError
 from jaxseg.models import MODELS
 from jaxseg.upsample import UPSAMPLERS
 
+MIN_STD = 1e-6
 _COUNT = 1 << 16  # largest whole number in a description: channels, classes, pixels
 
 
@@ -61,6 +62,8 @@ def info_from_json(fields: dict[str, Any]) -> DataInfo:
     info = DataInfo(**_plain_fields(DataInfo, fields, low=0))
     if not info.channels or len(info.colours) != info.num_classes or any(max(c) > 255 for c in info.colours):
         raise InputError("data: required are at least 1 channel, and one colour of 0..255 for each class.")
+    if info.ignore_index != 255:
+        raise InputError(f"data: got ignore_index {info.ignore_index}; required is 255.")
     return info
 
 
@@ -68,8 +71,10 @@ def check_preprocess(preprocess: dict[str, Any], channels: int) -> None:
     if set(preprocess) != {"mean", "std", "resize"}:
         raise InputError(f"preprocess: got {', '.join(preprocess)[:200]}; required mean, std and resize.")
     mean, std = (plain(preprocess[k], tuple[float, ...], k) for k in ("mean", "std"))
-    if not len(mean) == len(std) == channels or min(std) <= 0 or not 0 < plain(preprocess["resize"], float, "resize") <= 4:
-        raise InputError(f"preprocess: got {str(preprocess)[:200]}; required {channels} means, {channels} std above 0, and resize in 0..4.")
+    if not len(mean) == len(std) == channels or min(std) < MIN_STD or not 0 < plain(preprocess["resize"], float, "resize") <= 4:
+        raise InputError(
+            f"preprocess: got {str(preprocess)[:200]}; required {channels} means, {channels} std from {MIN_STD}, and resize in 0..4."
+        )
 
 
 def _plain_fields(cls: Any, fields: dict[str, Any], low: int = 1) -> dict[str, Any]:
@@ -125,7 +130,8 @@ def _named(description: Any, known: dict[str, Any]) -> tuple[Any, dict[str, Any]
     cls = known.get(description["name"]) if isinstance(description["name"], str) else None
     if cls is None:
         raise InputError(f"unknown {str(description['name'])[:80]!r}; known are {', '.join(known)}.")
-    allowed = {f.name for f in dataclasses.fields(cls)} - {"parent", "name", "axis_name"}
+    ours = {"features"} if known is UPSAMPLERS else {"axis_name"}  # what the model, or the script, gives itself
+    allowed = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"} - ours
     unknown = set(description["fields"]) - allowed
     if unknown:
         raise InputError(f"{description['name']}: unknown fields {', '.join(sorted(unknown))[:200]}.")

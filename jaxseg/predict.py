@@ -10,9 +10,10 @@ import tyro
 
 from jaxseg.data import images, to_float
 from jaxseg.errors import InputError
+from jaxseg.evaluate import check_dtype
 from jaxseg.pictures import overlay, png_bytes, write_index_png
 from jaxseg.progress import progress
-from jaxseg.run_folder import load_run
+from jaxseg.run_folder import Run, load_run
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -34,24 +35,42 @@ def predict(
       probabilities: also write NAME_probabilities.npy, float32 [height, width, classes].
     """
     files = find_images(inputs)
-    outputs = _outputs(files, out)
+    outputs = _outputs(files, out, probabilities)
     run = load_run(workdir)
     step = jax.jit(lambda variables, image: run.predict(variables, image[None])[0])
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; required is a folder, made when missing. Give another path.")
     out.mkdir(parents=True, exist_ok=True)
+    failed = []
     with progress("predicting", len(files)) as advance:
-        for file, stem in zip(files, outputs, strict=True):
-            image = images.read_image(file)
-            if image.shape[-1] != run.info.channels:
-                raise InputError(f"{file}: has {image.shape[-1]} channels; the model takes {run.info.channels}. Convert the image.")
+        for file, (index, coloured, *more) in zip(files, outputs, strict=True):
+            advance(1, note=file.name)
+            try:
+                image = _read(file, run)
+            except InputError as error:
+                failed.append(str(error))
+                continue
             logits = step(run.variables, jnp.asarray(to_float(image)))
             label = np.asarray(jnp.argmax(logits, -1), np.int32)
-            write_index_png(stem.with_name(f"{stem.name}.png"), label, run.info.colours)
-            stem.with_name(f"{stem.name}_overlay.png").write_bytes(png_bytes(overlay(image, label, run.info.colours)))
-            if probabilities:
-                np.save(stem.with_name(f"{stem.name}_probabilities.npy"), np.asarray(jax.nn.softmax(logits, -1)))
-            advance(1, note=file.name)
-    print(f"{len(files)} images: {out}")
+            write_index_png(index, label, run.info.colours)
+            coloured.write_bytes(png_bytes(overlay(image, label, run.info.colours)))
+            for path in more:
+                np.save(path, np.asarray(jax.nn.softmax(logits, -1)))
+    print(f"{len(files) - len(failed)} images: {out}")
+    if failed:
+        raise InputError(f"{len(failed)} of {len(files)} images were not predicted, the others were: {'; '.join(failed[:10])}")
     return 0
+
+
+def _read(file: Path, run: Run) -> np.ndarray:
+    """The image in the channels and the type of the training; a grey picture saved as RGB is grey."""
+    image = images.read_image(file)
+    if run.info.channels == 1 and image.shape[-1] == 3 and (image == image[..., :1]).all():
+        image = image[..., :1]
+    if image.shape[-1] != run.info.channels:
+        raise InputError(f"{file}: has {image.shape[-1]} channels; the model takes {run.info.channels}. Convert the image.")
+    check_dtype(str(file), image, run)
+    return image
 
 
 def find_images(inputs: tuple[Path, ...]) -> list[Path]:
@@ -65,7 +84,7 @@ def find_images(inputs: tuple[Path, ...]) -> list[Path]:
     files = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
             if not found:
                 raise InputError(f"{path}: no images in this folder; PNG, JPEG or TIFF files are required. Give another folder, or files.")
             files += found
@@ -73,16 +92,24 @@ def find_images(inputs: tuple[Path, ...]) -> list[Path]:
             files.append(path)
         else:
             raise InputError(f"{path}: no such file or folder. Check the path.")
-    return files
+    return list(dict.fromkeys(files))  # a file named twice is predicted once
 
 
-def _outputs(files: list[Path], out: Path) -> list[Path]:
-    """One output stem a file. Raises InputError where two would be the same, or an input would be written over."""
-    stems: dict[str, Path] = {}
+def _outputs(files: list[Path], out: Path, probabilities: bool) -> list[list[Path]]:
+    """The paths that each file's results go to.
+
+    Raises:
+      InputError: two files would write the same path, or the results would lie among the images.
+    """
+    suffixes = [".png", "_overlay.png"] + ["_probabilities.npy"] * probabilities
+    owners: dict[Path, Path] = {}
+    outputs = []
     for file in files:
-        other = stems.setdefault(file.stem, file)
-        if other is not file:
-            raise InputError(f"{file} and {other}: both would become {out / file.stem}.png. Rename one, or predict them to two folders.")
-        if file.resolve() == (out / f"{file.stem}.png").resolve():
-            raise InputError(f"--out {out}: {file} would be written over. Choose another folder.")
-    return [out / stem for stem in stems]
+        if file.resolve().parent == out.resolve():
+            raise InputError(f"--out {out}: is the folder of {file.name}, whose neighbours could be written over. Choose another folder.")
+        outputs.append([out / f"{file.stem}{suffix}" for suffix in suffixes])
+        for path in outputs[-1]:
+            other = owners.setdefault(path, file)
+            if other is not file:
+                raise InputError(f"{file} and {other}: both would write {path}. Rename one, or predict them to two folders.")
+    return outputs

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,16 @@ from jaxseg.model_json import check_preprocess, info_from_json, model_from_json,
 
 METRIC = "miou"
 _LIMIT = 1 << 20  # bytes of a run.json
-_PARTS = {"options": dict, "model": dict, "data": dict, "data_dir": str, "splits": dict, "preprocess": dict, "example_size": list}
+_PARTS = {
+    "options": dict,
+    "model": dict,
+    "data": dict,
+    "data_dir": str,
+    "splits": dict,
+    "preprocess": dict,
+    "example_size": list,
+    "image_dtype": str,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +99,13 @@ def read_description(workdir: Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise InputError(f"{path}: required a JSON object, got {type(description).__name__}. Restore it, or train again.")
     wrong = [k for k, kind in _PARTS.items() if not isinstance(description.get(k), kind)]
+    wrong += ["splits"] if "splits" not in wrong and not isinstance(description["splits"].get("test"), str) else []
     if wrong:
         raise InputError(f"{path}: {', '.join(wrong)} missing or of the wrong type. Restore it, or train again.")
     return description
 
 
 def write_description(workdir: Path, description: dict[str, Any]) -> None:
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir {workdir}: is a file; required is a folder, made when missing. Give another path.")
-    workdir.mkdir(parents=True, exist_ok=True)
     part = workdir / "run.json.part"
     part.write_text(json.dumps(description, indent=2, default=str) + "\n")
     os.replace(part, workdir / "run.json")
@@ -106,10 +115,28 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last one cut short by a kill is left out."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        for line in (workdir / "metrics.jsonl").read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 lines.append(json.loads(line))
-    return lines
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
+@contextlib.contextmanager
+def only_training(workdir: Path) -> Iterator[None]:
+    """Raises InputError where another process trains in this run folder."""
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir {workdir}: is a file; required is a folder, made when missing. Give another path.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"--workdir {workdir}: another process trains there. Wait for it, or give another --workdir.") from error
+        yield
 
 
 def _refuse(constant: str) -> None:

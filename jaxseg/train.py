@@ -24,7 +24,7 @@ from jaxseg.data import Dataset, channel_statistics, open_dataset, train_batches
 from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate_split
 from jaxseg.inference.whole import predict_whole
-from jaxseg.model_json import info_to_json, model_to_json
+from jaxseg.model_json import MIN_STD, info_to_json, model_to_json
 from jaxseg.progress import progress
 from jaxseg.report_run import report_run
 from jaxseg.run_log import RunLog
@@ -60,7 +60,9 @@ def main(argv: list[str]) -> int:
           data_dir: where `jaxseg data prepare` has put the data set.
           parallel: how the batch is split over devices: jit over a sharded mesh, or pmap.
         """
-        return train(config, {"config": file.name, **options}, workdir=workdir, data_dir=data_dir, how=parallel, command=argv)
+        data_dir = data_dir.expanduser().absolute()
+        with run_folder.only_training(workdir := workdir.expanduser()):
+            return train(config, {"config": file.name, **options}, workdir=workdir, data_dir=data_dir, how=parallel, command=argv)
 
     return tyro.cli(with_options(script, load_get_config(file)), args=argv[1:], prog=f"jaxseg train {file}")
 
@@ -150,7 +152,7 @@ def train(
             step += 1
             evaluating = config.eval_split is not None and (step % config.eval_every == 0 or step == config.steps)
             stopping = stop()
-            saving = evaluating or step % config.save_every == 0 or step == config.steps or stopping
+            saving = evaluating or step % config.save_every == 0 or step == config.steps or bool(stopping)
             note = None
             if step % config.log_every == 0 or saving:
                 values = {k: float(v) for k, v in metrics.items()}
@@ -173,7 +175,7 @@ def train(
                 since, begun = step, time.monotonic()
             if stopping and step < config.steps:
                 print(f"stopped at step {step}, saved; the same command goes on from there")
-                return 0
+                return 130 if stopping == signal.SIGINT else 0
 
     # ---- Report ----------------------------------------------------------------------------------------------------------
     report_run(workdir, dataset)
@@ -205,23 +207,26 @@ def _describe(
         "options": json.loads(json.dumps(options, default=str)),
         "model": model_to_json(model),
         "data": json.loads(json.dumps(info_to_json(dataset.info))),
-        "data_dir": str(data_dir.absolute()),
+        "data_dir": str(data_dir),
+        "data_digest": dataset.digest,
+        "image_dtype": str(dataset.split("train")[0]["image"].dtype),
         "splits": {"eval": config.eval_split, "test": config.test_split},
         "example_size": list(config.size),
         "steps": config.steps,
     }
-    if (workdir / "run.json").exists():
+    if run_folder.has_checkpoint(workdir):
         old = run_folder.read_description(workdir)
         before, now = old.get("options", {}), description["options"]
         changed = [f"{k} (was {before.get(k)!r}, got {now.get(k)!r})" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-        changed = changed or [k for k in ("model", "data") if old.get(k) != json.loads(json.dumps(description[k]))]
+        parts = {"model": "the model", "data": "the data set's classes, channels or colours", "data_digest": "the images or labels"}
+        changed = changed or [what for k, what in parts.items() if old.get(k) != json.loads(json.dumps(description[k]))]
         if changed:
             raise InputError(
-                f"--workdir {workdir}: was begun with other options: {'; '.join(changed)}. Give the same command, or another --workdir."
+                f"--workdir {workdir}: was begun with others: {'; '.join(changed)}. Give the same command, or another --workdir."
             )
         return {**description, "preprocess": old["preprocess"]}
     mean, std = channel_statistics(dataset.split("train"))
-    return {**description, "preprocess": {"mean": mean.tolist(), "std": np.maximum(std, 1e-6).tolist(), "resize": config.resize}}
+    return {**description, "preprocess": {"mean": mean.tolist(), "std": np.maximum(std, MIN_STD).tolist(), "resize": config.resize}}
 
 
 def _version() -> str:
@@ -231,22 +236,22 @@ def _version() -> str:
 
 
 @contextlib.contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or Ctrl-C has asked for a stop at the next step; a second Ctrl-C stops at once."""
-    asked = threading.Event()
+def _stop_requested() -> Iterator[Callable[[], int]]:
+    """The signal, SIGTERM or that of Ctrl-C, which has asked for a stop at the next step, or 0; a second Ctrl-C stops at once."""
+    asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        asked.append(number)
         print("stopping after this step ...", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield lambda: 0
         return
     old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked.is_set
+        yield lambda: asked[0] if asked else 0
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

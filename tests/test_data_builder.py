@@ -23,7 +23,7 @@ def _cells(count=3):
 def _tiny(dtype=np.uint16, channels=2, length=5, **wrong):
     def read(item):
         rng = np.random.default_rng(item.key)
-        image = (rng.random((7 + item.key, 9, channels)) * 200).astype(dtype)
+        image = (rng.random((7 + item.key, 9, channels)) * (1 if dtype == np.float32 else 200)).astype(dtype)
         return {"name": item.name, "image": image, "label": rng.integers(0, 2, image.shape[:2]).astype(np.int32), **wrong}
 
     return Listing(dataclasses.replace(INFO, channels=channels), {"train": [Item(f"i{k}", k) for k in range(length)]}, read)
@@ -174,3 +174,99 @@ def test_missing_source_is_explained(name, tmp_path):
 def test_metadata_is_json(tmp_path):
     folder = prepare(_tiny(), tmp_path, progress=False)
     assert json.loads((folder / "metadata.json").read_text())["jaxseg"]["class_names"] == ["a", "b"]
+
+
+# Damaged sets
+
+
+def _shard(folder):
+    return next(folder.glob("*array_record*"))
+
+
+def _flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: _shard(folder).unlink(),
+        lambda folder: _shard(folder).write_bytes(b""),
+        lambda folder: _shard(folder).write_bytes(_shard(folder).read_bytes()[: 2**16]),
+        lambda folder: _flip(_shard(folder), 200),
+        lambda folder: _flip(folder / "features.json", (folder / "features.json").read_bytes().index(b'"image"') + 3),
+    ],
+)
+def test_damaged_records_are_named_with_the_remedy_and_checked(damage, tmp_path):
+    from jaxseg.data.check import check
+
+    folder = prepare(_tiny(), tmp_path, progress=False)
+    damage(folder)
+    dataset = open_dataset("tiny", tmp_path)
+    with pytest.raises(InputError, match=rf"tiny/train: record 0 .*remove {folder} and prepare again: `jaxseg data prepare tiny"):
+        dataset.split("train")[-5]
+    report = check(dataset, progress=False)
+    assert not report.ok
+    assert "record 0" in str(report.faults[0])
+    assert report.lengths == {"train": 5}
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "features.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ['{"a', "\xff", "[]", '{"jaxseg": {"name": 1}}', None])
+def test_damaged_descriptions_are_named_with_the_remedy(name, content, tmp_path):
+    folder = prepare(_tiny(), tmp_path, progress=False)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content, "latin-1")
+    with pytest.raises(InputError, match=f"tiny: .*{folder}.*remove {folder} and prepare again: `jaxseg data prepare tiny"):
+        open_dataset("tiny", tmp_path)
+    if name == "metadata.json" or (name == "dataset_info.json" and content is None):
+        with pytest.raises(InputError, match="remove"):  # and not "already prepared"
+            prepare(_tiny(), tmp_path, progress=False)
+
+
+def test_the_digest_is_that_of_the_content(tmp_path):
+    digests = []
+    for place, length in (("a", 2), ("b", 2), ("c", 3)):
+        prepare(_tiny(length=length), tmp_path / place, progress=False)
+        digests.append(open_dataset("tiny", tmp_path / place).digest)
+    assert digests[0] == digests[1] != digests[2]
+    assert all(digests)
+
+
+def test_cells_of_another_generator_are_refused(tmp_path, monkeypatch):
+    folder = prepare(_cells(1), tmp_path, progress=False)
+    open_dataset("cells", tmp_path)
+    monkeypatch.setattr(cells, "GENERATOR", cells.GENERATOR + 1)
+    with pytest.raises(InputError, match=f"generator {cells.GENERATOR - 1}, this is {cells.GENERATOR}: remove {folder} and prepare again"):
+        open_dataset("cells", tmp_path)
+
+
+def _images(*images):
+    label = np.zeros((4, 4), np.int32)
+    items = [Item(f"i{k}", None) for k in range(len(images))]
+
+    def read(item):
+        return {"name": item.name, "image": images[int(item.name[1:])], "label": label}
+
+    return Listing(dataclasses.replace(INFO, channels=1), {"train": items}, read)
+
+
+@pytest.mark.parametrize(("one", "two"), [(np.uint8, np.float32), (np.float32, np.uint8), (np.uint8, np.uint16)])
+def test_mixed_types_are_refused_naming_both(one, two, tmp_path):
+    with pytest.raises(InputError, match=rf"tiny/i1: .* is {two.__name__}, that of i0 is {one.__name__}.*convert"):
+        prepare(_images(np.zeros((4, 4, 1), one), np.zeros((4, 4, 1), two)), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("value", [255, -0.01, 1.01, np.nan])
+def test_floats_outside_0_to_1_are_refused(value, tmp_path):
+    with pytest.raises(InputError, match=r"tiny/i0: .*float.*0\.\.1.*scale"):
+        prepare(_images(np.full((4, 4, 1), value, np.float32)), tmp_path, progress=False)
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"b'a\\xff' is not UTF-8.*rename"):
+        prepare(dataclasses.replace(_tiny(), splits={"train": [Item("a\udcff", 1)]}), tmp_path, progress=False)

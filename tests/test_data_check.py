@@ -83,6 +83,16 @@ def test_all_faults_are_found_not_only_the_first():
     assert report.lengths == {"train": 3, "test": 2}
 
 
+def test_mixed_types_and_floats_outside_0_to_1():
+    small = np.arange(24, dtype=np.uint8).reshape(4, 6, 1)
+    report = look(train=[sample("a", 1)], test=[sample("b", 2), sample("c", 3, image=small)])
+    assert [(f.split, f.name) for f in report.faults] == [("test", "c")]
+    assert all(part in texts(report.faults) for part in ("uint8", "train/a is float32", "convert"))
+    report = look(train=[sample("a", 1), sample("b", 2, image=small.astype(np.float32))])
+    assert [f.name for f in report.faults] == ["b"]
+    assert all(part in texts(report.faults) for part in ("0..23", "0..1 is required", "scale"))
+
+
 def test_absent_class():
     report = look(train=[sample("a", 1, label=np.zeros((4, 6), np.int32))], test=[sample("b", 2)])
     assert [f.name for f in report.faults] == ["", ""]
@@ -113,7 +123,7 @@ def test_the_same_image_in_two_splits_is_a_warning():
 
 def test_constant_images_and_ignored_labels_are_warnings():
     void = np.full((4, 6), 255, np.int32)
-    report = look(train=[sample("a", 1), sample("dark", 2, image=np.zeros((4, 6, 1), np.uint8)), sample("void", 3, label=void)])
+    report = look(train=[sample("a", 1), sample("dark", 2, image=np.zeros((4, 6, 1), np.float32)), sample("void", 3, label=void)])
     assert report.ok
     assert "train/dark: every value of the image is 0" in texts(report.warnings)
     assert "train/void: every pixel of the label is ignored" in texts(report.warnings)
@@ -140,7 +150,7 @@ def test_weights_do_not_depend_on_the_number_of_images():
 
 
 def test_a_dataset_is_checked_like_its_listing():
-    records = [sample("a", 1), sample("dark", 2, image=np.zeros((4, 6, 1), np.uint8))]
+    records = [sample("a", 1), sample("dark", 2, image=np.zeros((4, 6, 1), np.float32))]
     one, two = look(train=records), check(Dataset(INFO, {"train": records}, lambda record: record), progress=False)
     assert (one.faults, one.warnings, one.lengths) == (two.faults, two.warnings, two.lengths)
     np.testing.assert_array_equal(one.weights, two.weights)

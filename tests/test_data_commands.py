@@ -56,6 +56,14 @@ def test_prepare_check_and_show_a_folder(source, tmp_path, capsys):
     assert "0 faults, 0 warnings" in capsys.readouterr().out
 
 
+def test_images_in_no_split_file_are_counted(source, tmp_path, capsys):
+    (source / "train.txt").write_text("s0\ns1\ns2\n")
+    (source / "val.txt").write_text("s4\n")
+    assert commands.main(["check", "folder", "--source", str(source)]) == 0
+    assert commands.main(["prepare", "folder", "--source", str(source), "--data-dir", str(tmp_path / "data")]) == 0
+    assert capsys.readouterr().out.count("2 images are in no split file") == 2
+
+
 def test_faults_give_exit_code_2_and_are_listed(source, capsys):
     for number in (1, 3):
         Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(source / "images" / f"s{number}.png")
@@ -78,6 +86,8 @@ def test_truncated_image_is_a_fault_of_check(source, capsys):
     [
         (["check", "camvd", "--data-dir", "D"], ("'camvd'", "did you mean camvid?")),
         (["prepare", "xyz", "--data-dir", "D"], ("'xyz'", "cells", "jaxseg data list")),
+        (["prepare", "cells", "--data-dir", "D", "--seed", "-1"], ("seed=-1", "0 <= seed < 2**63", "--seed")),
+        (["check", "folder", "--source", "S", "--seed", str(2**63)], (f"seed={2**63}", "--seed")),
         (["check", "camvid"], ("neither of --data-dir and --source",)),
         (["check", "camvid", "--data-dir", "D", "--source", "S"], ("both of --data-dir and --source",)),
         (["prepare", "folder", "--data-dir", "D"], ("--source FOLDER",)),

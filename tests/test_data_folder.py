@@ -129,6 +129,7 @@ def test_palette_label_counts_by_index(tmp_path):
         image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
         image.putdata(np.resize([0, 1, 3], 48).tolist())
         image.save(path)
+    (tmp_path / "classes.csv").write_text("name\na\nb\nc\nd\n")
     listing = folder.listing(tmp_path)
     assert listing.info.num_classes == 4
     np.testing.assert_array_equal(records(listing)["s0"]["label"], np.resize([0, 1, 3], (6, 8)))
@@ -285,6 +286,8 @@ def test_colour_not_listed(tmp_path, colour):
         "name,red,green,blue\na,1,2,3\nb,1,2,3\n",
         "name,red,green,blue\na,1,2,300\n",
         "name,index\na,0\nb,2\n",
+        "name\na\nb\na\n",
+        "name,index\na,0\n,1\nc,2\n",
         "name,index\nvoid,255\n",
     ],
 )
@@ -301,6 +304,25 @@ def test_label_value_out_of_range(tmp_path):
     (tmp_path / "classes.csv").write_text("name\na\nb\n")
     text = message(tmp_path)
     assert all(part in text for part in ("s0.png has the label values 2;", "0..1", "correct the labels or classes.csv"))
+
+
+@pytest.mark.parametrize("values", [(0, 128, 255), (0, 2), (1, 2), (1, 255), (0, 3, 90, 200, 254, 255), tuple(range(256))])
+def test_gaps_need_classes_csv(tmp_path, values):
+    make(tmp_path, 2, label=lambda _: np.resize(np.array(values, np.uint8), (32, 16)), image=lambda _: np.zeros((32, 16), np.uint8))
+    text = message(tmp_path)
+    classes = [value for value in values if value != IGNORE]
+    assert all(part in text for part in (f"{len(classes)} values {classes[0]}", "threshold", "without gaps", "classes.csv"))
+    (tmp_path / "classes.csv").write_text("name\n" + "".join(f"n{number}\n" for number in range(255)))
+    assert folder.listing(tmp_path).info.num_classes == 255
+
+
+@pytest.mark.parametrize("listed", [None, "name\na\nb\n"])
+def test_16_bit_masks(tmp_path, listed):
+    make(tmp_path, label=lambda _: np.resize(np.array([0, 65535], np.uint16), (6, 8)))
+    if listed:
+        (tmp_path / "classes.csv").write_text(listed)
+    text = message(tmp_path)
+    assert all(part in text for part in (".png looks like a 16-bit mask", "0 and 255", "8 bits"))
 
 
 def test_instance_maps_as_labels(tmp_path):
@@ -352,6 +374,70 @@ def test_value_that_came_after_listing(tmp_path):
     listing = folder.listing(make(tmp_path))
     save(tmp_path / "labels" / "s1.png", np.full((6, 8), 7, np.uint8))
     assert "label values 7" in fault_of(listing, "s1")
+
+
+def in_splits(root: Path, *splits: str) -> Path:
+    for split in splits:
+        for kind in ("images", "labels"):
+            save(root / kind / split / "a.png", np.resize(np.array([0, 1], np.uint8), (6, 8)))
+    return root
+
+
+@pytest.mark.parametrize("stray", ["images/valid/a.png", "labels/val/a.png", "images/loose.png", "labels/loose.png", "validation.txt"])
+def test_what_is_in_no_split_sub_folder_is_named(tmp_path, stray):
+    in_splits(tmp_path, "train", "test")
+    path = tmp_path / stray
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    text = message(tmp_path)
+    assert str(path.parent if path.parent.name in ("valid", "val") else path) in text
+    assert "train, val, test" in text
+    assert "rename or remove" in text
+
+
+@pytest.mark.parametrize("stray", ["images/more", "labels/more", "valid.txt", "dev.txt", "Train.txt", "images/s.bmp", "labels/s.gif"])
+def test_strays_beside_flat_files_are_named(tmp_path, stray):
+    make(tmp_path)
+    path = tmp_path / stray
+    path.write_bytes(b"") if path.suffix else path.mkdir()
+    text = message(tmp_path)
+    assert path.name in text
+    assert "remove" in text
+
+
+def test_what_systems_leave_is_passed_over(tmp_path):
+    make(tmp_path)
+    expected = folder.listing(tmp_path)
+    for kind in ("images", "labels"):
+        for name in ("._s0.png", "._a.jpg", ".DS_Store", "Thumbs.db"):
+            (tmp_path / kind / name).write_bytes(b"")
+    (tmp_path / "README.txt").write_text("about")
+    listing = folder.listing(tmp_path)
+    assert (listing.info, listing.splits, listing.notes) == (expected.info, expected.splits, ())
+
+
+def test_only_image_endings_are_dropped_from_split_lines(tmp_path):
+    make(tmp_path)
+    (tmp_path / "train.txt").write_text("s0\ns1.PNG\nimages/s2\n")
+    listing = folder.listing(tmp_path)
+    assert [item.name for item in listing.splits["train"]] == ["s0", "s1", "s2"]
+    assert listing.notes == ("1 images are in no split file and are left out",)
+    (tmp_path / "train.txt").write_text("s0\ns3.old\n")
+    assert "train.txt names s3.old" in message(tmp_path)
+
+
+def test_two_copies_have_equal_info(tmp_path):
+    one, two = (folder.listing(make(tmp_path / name)) for name in ("one", "two"))
+    assert one.info == two.info
+
+
+def test_file_name_that_is_not_utf8(tmp_path):
+    make(tmp_path)
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "s1.png").rename(tmp_path / kind / "s\udcff.png")
+    text = message(tmp_path)
+    assert str(text).encode()
+    assert "rename" in text
 
 
 def test_colours_differ():

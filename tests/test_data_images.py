@@ -156,3 +156,21 @@ def test_label_refusals():
         images.read_label(_tiff(np.zeros((4, 4), np.float32)), "l.tif")
     instances = RNG.integers(0, 2**20, (4, 4), dtype=np.int32)
     np.testing.assert_array_equal(images.read_label(_tiff(instances)), instances)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_as_pillow_does(orientation):
+    from PIL import ImageOps
+
+    array = RNG.integers(0, 255, (3, 5, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = orientation
+    png = _bytes(Image.fromarray(array), exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(png))))
+    tiff = _tiff(array, photometric="rgb", extratags=[(images.ORIENTATION, "H", 1, orientation, True)])
+    for data in (png, tiff):
+        np.testing.assert_array_equal(images.read_image(data), expected)
+        np.testing.assert_array_equal(images.read_label(data), expected)
+    deep = _bytes(Image.fromarray(array[..., 0].astype(np.uint16) * 256), exif=exif)
+    np.testing.assert_array_equal(images.read_image(deep)[..., 0], expected[..., 0].astype(np.uint16) * 256)
+    np.testing.assert_array_equal(images.read_label(deep), expected[..., 0].astype(np.uint16) * 256)

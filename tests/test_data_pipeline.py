@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxseg.data import channel_statistics, eval_records, pipeline, train_batches
+from jaxseg.data import channel_statistics, pipeline, train_batches
 from jaxseg.errors import InputError
 
 
@@ -94,12 +94,6 @@ def test_resizing_keeps_type_and_place(dtype, channels):
     np.testing.assert_array_equal(pipeline.resize_label(label.repeat(3, 0).repeat(3, 1), 6, 8), label)
     batch = _take(1, Numbered(3, 40, 40), size=20, resize=0.5)[0]
     assert np.abs(batch["image"][..., 0] - batch["label"])[:, 2:-2, 2:-2].max() <= 16  # half a pixel: 15.5
-
-
-def test_eval_records_are_in_order():
-    records = list(eval_records(Numbered(4), resize=0.5))
-    assert [record["name"] for record in records] == ["0", "1", "2", "3"]
-    assert records[0]["image"].shape == (10, 12, 1)
 
 
 def test_channel_statistics():

@@ -87,6 +87,79 @@ CASES: dict[str, tuple] = {}
 
 
 @case
+def options_before_the_config(p):
+    """the config file comes first"""
+    return ["train", "--workdir", str(p.tmp), str(p.discs / "tiny.py")]
+
+
+@case
+def steps_beyond_all_numbers(p):
+    """steps: got 99999999999999999999|2147483647"""
+    return p.train("--steps", "99999999999999999999")
+
+
+@case
+def config_that_raises(p):
+    """get_config: ValueError: no such thing|correct the config"""
+    return p.train(config=p.config("def get_config(steps: int = 1):\n    raise ValueError('no such thing')\n"))
+
+
+@case
+def config_that_returns_something_else(p):
+    """returned int|jaxseg.config.Config"""
+    return p.train(config=p.config("def get_config(steps: int = 1):\n    return 5\n"))
+
+
+@case
+def config_that_exits(p):
+    """mine.py: does not run: SystemExit"""
+    return p.train(config=p.config("import sys\nsys.exit(0)\n"))
+
+
+@case
+def output_among_the_images(p):
+    """--out|is the folder of q.png|Choose another folder"""
+    return p.predict(p.file("out/q.png", GREY))
+
+
+@case
+def two_images_write_the_same_overlay(p):
+    """q_overlay.png and|q.png: both would write|Rename one"""
+    return p.predict(p.file("in/q.png", GREY), p.file("in/q_overlay.png", GREY))
+
+
+@case
+def predict_into_a_file(p):
+    """--out|is a file|folder"""
+    p.file("out")
+    return p.predict(p.file("in/q.png", GREY))
+
+
+@case
+def image_of_another_type(p):
+    """in/q.png: has uint16 pixels|trained on uint8|Convert"""
+    return p.predict(p.file("in/q.png", GREY.astype(np.uint16)))
+
+
+@case
+def one_bad_image_of_two(p):
+    """1 of 2 images were not predicted, the others were|bad.png"""
+    return p.predict(p.file("in/bad.png"), p.file("in/q.png", GREY))
+
+
+@case
+def run_without_a_test_split(p):
+    """run.json: splits missing or of the wrong type"""
+    return ["evaluate", str(p.run(splits={}))]
+
+
+@case
+def data_that_moved(p):
+    """not prepared|--data-dir where the data set is now"""
+    return ["evaluate", str(p.run(data_dir=str(p.tmp / "nowhere")))]
+
+
+@case
 def unknown_command(p):
     """no such command|'trian'|train|evaluate|predict"""
     return ["trian"]
@@ -130,7 +203,7 @@ def evaluate_without_workdir(p):
 
 @case
 def negative_steps(p):
-    """steps|-5|at least 1"""
+    """steps|-5|from 1"""
     return p.train("--steps", "-5")
 
 
@@ -142,7 +215,7 @@ def learning_rate_0(p):
 
 @case
 def batch_of_nothing(p):
-    """batch_size|0|at least 1"""
+    """batch_size|0|from 1"""
     return p.train("--batch-size", "0")
 
 
@@ -408,13 +481,13 @@ def folder_without_images(p):
 @case
 def input_of_other_channels(p):
     """rgb.png|3 channels|Convert"""
-    return p.predict(p.file("rgb.png", np.zeros((8, 8, 3), np.uint8)))
+    return p.predict(p.file("rgb.png", np.arange(192, dtype=np.uint8).reshape(8, 8, 3)))
 
 
 @case
 def input_of_16_bit_colours(p):
     """deep.png|3 channels|Convert"""
-    return p.predict(p.file("deep.png", bytes(imagecodecs.png_encode(np.zeros((8, 8, 3), np.uint16)))))
+    return p.predict(p.file("deep.png", bytes(imagecodecs.png_encode(np.arange(192, dtype=np.uint16).reshape(8, 8, 3)))))
 
 
 @case

@@ -27,6 +27,7 @@ GOOD = {
     "splits": {"eval": "val", "test": "test"},
     "preprocess": {"mean": [0.5], "std": [0.25], "resize": 1.0},
     "example_size": [16, 16],
+    "image_dtype": "uint8",
 }
 MIB_10 = 10 << 20
 

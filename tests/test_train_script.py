@@ -114,6 +114,40 @@ def test_predict_writes_labels_overlays_and_probabilities(trained, discs, tmp_pa
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
+def test_a_grey_picture_saved_as_rgb_is_predicted_as_grey(trained, discs, tmp_path):
+    grey = np.asarray(Image.open(discs / "source" / "images" / "disc00.png"))
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "in" / "rgb.png")
+    Image.fromarray(grey).save(tmp_path / "in" / "grey.png")
+    assert main(["predict", str(trained), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    rgb, grey = (np.asarray(Image.open(tmp_path / "out" / name)) for name in ("rgb.png", "grey.png"))
+    np.testing.assert_array_equal(rgb, grey)
+
+
+def test_other_images_in_the_same_workdir_are_refused(trained, discs, tmp_path, capsys):
+    """Of the same names, classes and options: only the contents differ."""
+    source, workdir = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(discs / "source", source)
+    shutil.copytree(trained, workdir)
+    for path in (source / "images").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert main(["data", "prepare", "folder", "--source", str(source), "--data-dir", str(tmp_path / "data")]) == 0
+    argv = ["train", str(discs / "tiny.py"), "--data-dir", str(tmp_path / "data"), "--workdir", str(workdir)]
+    assert main(argv) == 2
+    assert "the images or labels" in capsys.readouterr().err
+
+
+def test_two_trainings_do_not_share_a_workdir(discs, tmp_path, capsys):
+    with run_folder.only_training(tmp_path / "run"):
+        assert main(command(discs, tmp_path / "run")) == 2
+    assert "another process trains there" in capsys.readouterr().err
+
+
+def test_a_foreign_line_in_the_metrics_is_passed_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n[1]\n{"a": 1}\n\xff\n{"step": 2')
+    assert run_folder.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
 def test_predict_takes_a_folder(trained, discs, tmp_path):
     shutil.copytree(discs / "source" / "images", tmp_path / "images")
     (tmp_path / "images" / "notes.txt").write_text("not an image")

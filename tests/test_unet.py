@@ -371,3 +371,12 @@ def test_logits_equal_those_of_torch(size):
         )
     assert logits.shape == expected.shape
     assert np.max(np.abs(logits - expected)) <= 1e-4 * np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize(
+    "field", [{"features": (0, 8)}, {"features": (8, 100_000)}, {"dropout": 1.0}, {"dropout": -0.1}, {"num_classes": 0}]
+)
+def test_numbers_out_of_range_are_refused(field):
+    model = UNet(**{"num_classes": 2, "features": (4, 8), "padding": "same", **field})
+    with pytest.raises(InputError, match=next(iter(field))):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))

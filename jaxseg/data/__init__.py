@@ -9,7 +9,7 @@ from jaxseg.data import camvid, cells, folder, isbi2012
 from jaxseg.data.builder import prepare
 from jaxseg.data.dataset import Dataset, Split, open_dataset
 from jaxseg.data.listing import DataInfo, Item, Listing, Record
-from jaxseg.data.pipeline import channel_statistics, eval_records, to_float, train_batches
+from jaxseg.data.pipeline import channel_statistics, to_float, train_batches
 from jaxseg.errors import InputError
 
 
@@ -42,6 +42,8 @@ def make_listing(name: str, source: str | os.PathLike[str] | None = None, seed: 
         raise InputError(f"{name}: no source; the folder that holds the data is required: pass --source FOLDER")
     if source is not None and not entry.needs_source:
         raise InputError(f"{name}: source {os.fspath(source)!r} given, but this set is generated: leave --source out")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"{name}: seed={seed}; 0 <= seed < 2**63 is required: pass another --seed")
     return entry.listing(None if source is None else Path(source).expanduser(), seed)
 
 
@@ -55,7 +57,6 @@ __all__ = [
     "Record",
     "Split",
     "channel_statistics",
-    "eval_records",
     "make_listing",
     "open_dataset",
     "prepare",

@@ -46,6 +46,8 @@ def prepare(listing: Listing, data_dir: str | os.PathLike[str], *, progress: boo
     digest = content_digest(listing)
     with _only_one(folder.parent):
         if folder.exists():
+            if not (folder / "dataset_info.json").is_file():
+                raise InputError(f"{name}: {folder} has lost its dataset_info.json: {again(folder)}")
             found = read_metadata(folder).get("digest")
             if found != digest:
                 raise InputError(
@@ -58,7 +60,8 @@ def prepare(listing: Listing, data_dir: str | os.PathLike[str], *, progress: boo
         for left_over in folder.parent.glob("*incomplete*"):
             shutil.rmtree(left_over)
         with _progress_bar(listing, progress) as advance:
-            _write(listing, Path(data_dir).expanduser(), {"jaxseg": describe(listing.info), "digest": digest}, advance)
+            metadata = {"jaxseg": describe(listing.info), "digest": digest, "generator": listing.generator}
+            _write(listing, Path(data_dir).expanduser(), metadata, advance)
     return folder
 
 
@@ -81,9 +84,30 @@ def info_from(description: Mapping[str, Any]) -> DataInfo:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """metadata.json of a prepared set; {} where there is none (a set not made by `prepare`)."""
+    """metadata.json of a prepared set; {} where there is none (a set not made by `prepare`).
+
+    Raises:
+      InputError: it is damaged.
+    """
     path = folder / "metadata.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        metadata = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder.parent.name}: {path} is damaged ({error}): {again(folder)}") from error
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def command(name: str, data_dir: str | os.PathLike[str]) -> str:
+    """The command that prepares a data set."""
+    from jaxseg.data import DATASETS
+
+    source = " --source FOLDER" if name in DATASETS and DATASETS[name].needs_source else ""
+    return f"jaxseg data prepare {name} --data-dir {data_dir}{source}"
+
+
+def again(folder: Path) -> str:
+    """What to do where the set prepared in `folder` cannot be used."""
+    return f"remove {folder} and prepare again: `{command(folder.parent.name, folder.parent.parent)}`"
 
 
 def content_digest(listing: Listing) -> str:
@@ -125,6 +149,8 @@ def check_record(record: Record, info: DataInfo) -> None:
             f"{info.name}/{name}: image {image.shape} {image.dtype}; [H,W,{info.channels}] uint8, uint16 or float32 is required"
             " (all pictures of a set have the same channels): convert it"
         )
+    if image.dtype == np.float32 and (reason := float_fault(image)):
+        raise InputError(f"{info.name}/{name}: {reason}")
     for key in ("label", "instances"):
         if key in record and (record[key].shape != image.shape[:2] or record[key].dtype != np.int32):
             raise InputError(
@@ -139,6 +165,21 @@ def check_record(record: Record, info: DataInfo) -> None:
         )
 
 
+def float_fault(image: np.ndarray) -> str:
+    """What is wrong with the range of a float image, or ""."""
+    if not image.size or (image.min() >= 0 and image.max() <= 1):
+        return ""
+    low, high = float(image.min()), float(image.max())
+    return f"the image's float values lie in {low:.6g}..{high:.6g}; 0..1 is required (they are taken as they are): scale them"
+
+
+def mixed_fault(image: np.ndarray, first: np.ndarray, first_name: str) -> str:
+    """What is wrong with the type of an image beside that of the set's first one, or ""."""
+    if image.dtype == first.dtype:
+        return ""
+    return f"the image is {image.dtype}, that of {first_name} is {first.dtype}; one type for all images is required: convert one of them"
+
+
 # ---------------------------------------------------------------------------------------------------------------- inside
 
 
@@ -150,6 +191,11 @@ def _check_listing(listing: Listing) -> None:
         if not items:
             raise InputError(f"{name}: split {split!r} is empty; at least one item is required: add pictures or leave the split out")
         names = [item.name for item in items]
+        for item in names:
+            try:
+                item.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{name}: the file name {os.fsencode(item)!r} is not UTF-8, which is required: rename it") from error
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise InputError(f"{name}: split {split!r} has two items named {twice!r}; names must differ: rename one")
@@ -219,6 +265,8 @@ def _write(listing: Listing, data_dir: Path, metadata: dict[str, Any], advance: 
             for index, item in enumerate(items):
                 record = listing.read(item)
                 check_record(record, listing.info)
+                if reason := mixed_fault(record["image"], first["image"], first["name"]):
+                    raise InputError(f"{listing.info.name}/{item.name}: {reason}")
                 if missing := [key for key in arrays if key not in record]:
                     raise InputError(f"{listing.info.name}/{item.name}: has no {missing[0]} but {first['name']} has: add it, or drop all")
                 yield index, {"name": item.name, **{key: images.encode(record[key]) for key in arrays}}

@@ -61,19 +61,24 @@ def open_catalogue(name: str, data_dir: str | os.PathLike[str]) -> Dataset:
     if not folders:
         raise InputError(f"{name}: not prepared in {parent}. {how_to_prepare(name, data_dir)}")
     folder = folders[-1].parent
-    stored = json.loads(folders[-1].read_text())
+    try:
+        stored = json.loads(folders[-1].read_text())
+    except ValueError as error:
+        remedy = f"remove {folder}, then: {how_to_prepare(name, data_dir)}"
+        raise InputError(f"{name}: {folders[-1]} is damaged ({error}): {remedy}") from error
     formats = [stored.get("fileFormat", "tfrecord"), *stored.get("alternativeFileFormats", [])]
     if "array_record" not in formats:
         remedy = f"Remove it, then: {how_to_prepare(name, data_dir)}"
         raise InputError(f"{name}: {folder} is prepared as {formats[0]}; array_record is required. {remedy}")
-    sources = tfds_sources(folder)
+    remedy = f"Remove {folder}, then: {how_to_prepare(name, data_dir)}"
+    sources = tfds_sources(folder, remedy)
     missing = [split for split in entry.splits if split not in sources]
     if missing:
         raise InputError(
             f"{name}: {folder} has the splits {', '.join(sources)}; {missing[0]} is required. {how_to_prepare(name, data_dir)}"
         )
     named = {split: _Numbered(sources[stored_name]) for stored_name, split in entry.splits.items()}
-    return Dataset(entry.info, named, _to_record(name, entry))
+    return Dataset(entry.info, named, _to_record(name, entry), remedy=remedy)
 
 
 def how_to_prepare(name: str, data_dir: str | os.PathLike[str]) -> str:

@@ -12,7 +12,7 @@ from jaxseg.data.listing import DataInfo, Item, Listing, Record
 
 SIZE = 256
 GENERATOR = 1
-"""Raise it when the pictures change: a prepared set of other pictures is then recognised (builder.content_digest)."""
+"""Raise it when the pictures change: a prepared set of other pictures is then recognised when it is prepared or opened."""
 
 SPLITS = {"train": 300, "val": 50, "test": 100}
 BORDER_PX = 2
@@ -39,7 +39,7 @@ def listing(seed: int = 0) -> Listing:
         split: [Item(f"{split}_s{seed}_{index:04d}", (split_number, index, GENERATOR)) for index in range(length)]
         for split_number, (split, length) in enumerate(SPLITS.items())
     }
-    return Listing(INFO, splits, read)
+    return Listing(INFO, splits, read, generator=GENERATOR)
 
 
 def border_label(instances: Int[np.ndarray, "h w"], border_px: int = BORDER_PX) -> Int[np.ndarray, "h w"]:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from jaxseg.data.builder import float_fault, mixed_fault
 from jaxseg.data.listing import DataInfo, Listing, Record
 from jaxseg.errors import InputError
 
@@ -90,6 +91,7 @@ def check(data: "Listing | Dataset", progress: bool = True) -> Report:
     ignored = collections.Counter(dict.fromkeys(data.splits, 0))
     names = {split: collections.Counter() for split in data.splits}
     homes: dict[bytes, dict[str, str]] = collections.defaultdict(dict)  # digest of an image -> split -> name
+    first: tuple[np.ndarray, str] | None = None  # an image and where it is from
     samples = {split: list(_samples(data, split)) for split in data.splits}
     with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         for split, members in samples.items():
@@ -104,6 +106,9 @@ def check(data: "Listing | Dataset", progress: bool = True) -> Report:
                 sample_faults, sample_warnings = _look(record, info)
                 faults += [Finding(split, name, reason) for reason in sample_faults]
                 warnings += [Finding(split, name, reason) for reason in sample_warnings]
+                first = first or (np.asarray(record["image"]), f"{split}/{name}")
+                if reason := mixed_fault(np.asarray(record["image"]), *first):
+                    faults.append(Finding(split, name, reason))
                 label = np.asarray(record["label"])
                 counts = _count(label, info.num_classes)
                 pixels[split] += counts
@@ -173,7 +178,9 @@ def _look(record: Record, info: DataInfo) -> tuple[list[str], list[str]]:
     broken = np.count_nonzero(~np.isfinite(image))
     if broken:
         faults.append(f"the image has {broken} values that are NaN or infinite: replace them, or leave the image out")
-    elif image.size and image.min() == image.max():
+    elif image.dtype.kind == "f" and image.size and (reason := float_fault(image)):
+        faults.append(reason)
+    if image.size and image.min() == image.max():
         warnings.append(f"every value of the image is {image.flat[0]}")
     if (label == info.ignore_index).all():
         warnings.append("every pixel of the label is ignored")

@@ -34,7 +34,7 @@ def read_classes(path: Path) -> ClassTable | None:
     """None where there is no file.
 
     Raises:
-      InputError: wrong columns, numbers or colours.
+      InputError: wrong columns, numbers, names or colours.
     """
     if not path.is_file():
         return None
@@ -54,9 +54,12 @@ def read_classes(path: Path) -> ClassTable | None:
             f"folder: {path} has the indices {list(values)}; "
             f"required are 0, 1, 2 ... each once (and {IGNORE} for what is ignored): correct it"
         )
+    names = tuple(name for _, name in classes)
+    if "" in names or len(set(names)) < len(names):
+        raise InputError(f"folder: {path} has the names {list(names)}; each class needs a name of its own: correct it")
     if colours and (len(set(colours)) != len(colours) or not all(0 <= part <= 255 for colour in colours for part in colour)):
         raise InputError(f"folder: {path}: colours must differ and lie in 0..255: correct it")
-    return ClassTable(tuple(name for _, name in classes), colours, values)
+    return ClassTable(names, colours, values)
 
 
 def class_colours(listed: ClassTable | None, num_classes: int) -> tuple[RGB, ...]:

@@ -75,9 +75,11 @@ def prepare(name: Name, data_dir: Folder, source: MaybeFolder = None, seed: int 
         dataset = open_dataset(name, data_dir)
         print(f"{name}: is prepared in {data_dir / name}")
     else:
-        where = prepare_listing(make_listing(name, source, seed), data_dir)
+        listing = make_listing(name, source, seed)
+        where = prepare_listing(listing, data_dir)
         dataset = open_dataset(name, data_dir)
         print(f"{name}: prepared in {where}")
+        _print_notes(listing)
     print(
         f"{dataset.info.num_classes} classes, {dataset.info.channels} channels: {', '.join(f'{s} {n}' for s, n in dataset.splits.items())}"
     )
@@ -98,7 +100,9 @@ def check(name: Name, data_dir: MaybeFolder = None, source: MaybeFolder = None, 
       source: instead of --data-dir: the folder that holds the files of the set.
       seed: with --source: of the split.
     """
-    report = check_data(_open(name, data_dir, source, seed))
+    data = _open(name, data_dir, source, seed)
+    report = check_data(data)
+    _print_notes(data)
     print_report(report)
     return 0 if report.ok else 2
 
@@ -138,6 +142,11 @@ def main(argv: list[str]) -> int:
     app.command(check)
     app.command(show)
     return app.cli(prog="jaxseg data", description=EXAMPLE, args=argv)
+
+
+def _print_notes(data: Dataset | Listing) -> None:
+    for note in data.notes if isinstance(data, Listing) else ():
+        print(f"{data.info.name}: {note}")
 
 
 def _open(name: str, data_dir: Path | None, source: Path | None, seed: int) -> Dataset | Listing:

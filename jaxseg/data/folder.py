@@ -5,38 +5,32 @@
       labels/      PNG or TIFF of the same names: class numbers, a palette PNG, 0/255 masks, or colours listed in classes.csv
       instances/   optional, PNG or TIFF of the same names: 0 is no object, 1.. number the objects
       classes.csv  optional; header `name`, `name,red,green,blue` or either with `index`; one row a class, in class order without `index`
-      train.txt, val.txt, test.txt   optional, one file name (with or without ending) a line; files named in none are left out
+      train.txt, val.txt, test.txt   optional, one file name (with or without ending) a line; files named in none are left out,
+                 and the listing's notes say how many
 
 `images/train`, `images/val`, `images/test` (and the same below labels/ and instances/) do instead of the split files. Without either
 the split is drawn from the seed: 70 % train, 15 % val, 15 % test.
 
 What 255 means is decided once, over all labels: where every value is 0 or 255 the labels are masks, and 255 becomes class 1 (unless
 classes.csv names other than two classes or has a row of index 255); otherwise 255 is ignored. A palette PNG counts by its indices.
+Without classes.csv the class numbers have no gaps. Hidden files are passed over; any other file that would be left out is an error.
 """
 
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxseg.data.classes_csv import IGNORE, ClassTable, class_colours, read_classes
+from jaxseg.data.folder_files import Paths, find_samples, some
 from jaxseg.data.images import read_image, read_label
 from jaxseg.data.listing import DataInfo, Item, Listing, Record
 from jaxseg.errors import InputError
 
-SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-LABEL_SUFFIXES = (".png", ".tif", ".tiff")
-
-
-class Paths(NamedTuple):
-    """The files of one sample."""
-
-    image: Path
-    label: Path
-    instances: Path | None
+MASK_16 = 2**16 - 1
+UNNAMED = 64
+"""More classes than this need a classes.csv: without one they are taken for a mask's smoothed edges."""
 
 
 def listing(source: Path, seed: int = 0) -> Listing:
@@ -46,126 +40,31 @@ def listing(source: Path, seed: int = 0) -> Listing:
       InputError: missing or empty folders, unpaired or doubled files, bad split files, bad classes.csv, bad label values.
     """
     source = Path(source)
-    groups = _groups(source)
-    splits = _splits(source, groups, seed)
+    splits, notes = find_samples(source, seed)
     listed = read_classes(source / "classes.csv")
     samples = [paths for members in splits.values() for _, paths in members]
     colours = listed.number_of_colour() if listed else {}
     values_of = _scan(samples, colours)
     values = set().union(*values_of.values())
+    if values <= {0, IGNORE, MASK_16} and MASK_16 in values:
+        path = next(path for path, found in values_of.items() if MASK_16 in found)
+        raise InputError(f"folder: {path} looks like a 16-bit mask (0 and {MASK_16}); 0 and {IGNORE} are required: save masks with 8 bits")
     mask = values <= {0, IGNORE} and (listed is None or (len(listed.names) == 2 and IGNORE not in listed.values))
     names = _class_names(listed, values_of, mask)
     faults = [fault for path, found in values_of.items() if (fault := _out_of_range(path, found, len(names)))]
     if faults:
-        raise InputError(f"folder: {_some(faults)}: correct the labels or classes.csv; maps of single objects belong in instances/")
+        raise InputError(f"folder: {some(faults)}: correct the labels or classes.csv; maps of single objects belong in instances/")
     first, channels = _first_readable(samples)
     info = DataInfo(
         name="folder",
         class_names=names,
         channels=channels,
         colours=class_colours(listed, len(names)),
-        description=f"The folder {source.resolve().name}: {len(samples)} images, {len(names)} classes.",
+        description=f"A folder of {len(samples)} images, {len(names)} classes.",
     )
     read = functools.partial(_read, info=info, colours=colours, mask=mask, first=first)
     items = {split: [Item(name, paths) for name, paths in members] for split, members in splits.items()}
-    return Listing(info, items, read)
-
-
-# Files
-
-
-def _groups(source: Path) -> dict[str, dict[str, Paths]]:
-    """The samples by stem; by sub-folder where images/ has train, val or test, else in one group named ""."""
-    for folder in (source, source / "images", source / "labels"):
-        if not folder.is_dir():
-            raise InputError(
-                f"folder: there is no folder {folder}; required are {source}/images and {source}/labels with files of the same names: "
-                "make them, or give the folder that holds both as --source"
-            )
-    parts = [split for split in SPLITS if (source / "images" / split).is_dir()] or [""]
-    return {part: _pair(*(source / kind / part for kind in ("images", "labels", "instances"))) for part in parts}
-
-
-def _pair(images: Path, labels: Path, instances: Path) -> dict[str, Paths]:
-    if not labels.is_dir():
-        raise InputError(f"folder: there is {images} but no folder {labels}: make it, with a label for every image")
-    for folder in (labels, instances):
-        lossy = [path.name for path in sorted(folder.glob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
-        if lossy:
-            raise InputError(
-                f"folder: JPEG changes label values, so {folder} cannot hold {_some(lossy)}: save labels as PNG from their source"
-            )
-    image, label, instance = _by_stem(images, IMAGE_SUFFIXES), _by_stem(labels, LABEL_SUFFIXES), _by_stem(instances, LABEL_SUFFIXES)
-    if not image:
-        raise InputError(f"folder: {images} holds no image: put files ending in {', '.join(IMAGE_SUFFIXES)} there")
-    faults = [f"{path} has no label in {labels}" for stem, path in image.items() if stem not in label]
-    faults += [f"{path} has no image in {images}" for stem, path in label.items() if stem not in image]
-    if instance:
-        faults += [f"{path} has no instance map in {instances}" for stem, path in image.items() if stem not in instance]
-        faults += [f"{path} has no image in {images}" for stem, path in instance.items() if stem not in image]
-    if faults:
-        raise InputError(
-            f"folder: unpaired files: {_some(faults)}. Each image needs a file of the same name before the ending: add or remove files"
-        )
-    return {stem: Paths(path, label[stem], instance.get(stem)) for stem, path in image.items()}
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    doubled = []
-    for path in sorted(folder.glob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            doubled.append(f"{files[path.stem].name} and {path.name}")
-        files[path.stem] = path
-    if doubled:
-        raise InputError(
-            f"folder: in {folder} the same name stands twice: {_some(doubled)}. Names before the ending must differ: rename or remove one"
-        )
-    return files
-
-
-def _splits(source: Path, groups: Mapping[str, Mapping[str, Paths]], seed: int) -> dict[str, list[tuple[str, Paths]]]:
-    files = {split: source / f"{split}.txt" for split in SPLITS if (source / f"{split}.txt").is_file()}
-    if "" not in groups:
-        if files:
-            raise InputError(
-                f"folder: {source} has both sub-folders images/{'|'.join(groups)} and {_some(p.name for p in files.values())}: "
-                "keep one of the two"
-            )
-        return {split: list(members.items()) for split, members in groups.items()}
-    samples = groups[""]
-    if not files:
-        names = sorted(samples)
-        order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-        part = max(1, round(0.15 * len(order)))
-        val, test = (part, part) if len(order) >= 3 else (len(order) - 1, 0)
-        drawn = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
-        return {split: [(name, samples[name]) for name in sorted(drawn[split])] for split in SPLITS if drawn[split]}
-    named: dict[str, list[tuple[str, Paths]]] = {}
-    home: dict[str, str] = {}
-    faults = []
-    for split, path in files.items():
-        named[split] = []
-        for line in filter(None, map(str.strip, path.read_text("utf-8-sig", "replace").splitlines())):
-            stem = line if line in samples else Path(line).stem
-            if stem not in samples:
-                faults.append(f"{path.name} names {line}, which is not in {source / 'images'}")
-            elif stem in home:
-                faults.append(f"{path.name} names {line}, which {home[stem]} names already")
-            else:
-                home[stem] = path.name
-                named[split].append((stem, samples[stem]))
-        if not named[split]:
-            faults.append(f"{path.name} names no sample")
-    if "train" not in files:
-        faults.append("there is no train.txt")
-    if faults:
-        raise InputError(
-            f"folder: split files in {source}: {_some(faults)}. Each sample belongs in one split: correct the files or remove them all"
-        )
-    return named
+    return Listing(info, items, read, notes=notes)
 
 
 # Labels
@@ -185,6 +84,15 @@ def _class_names(listed: ClassTable | None, values_of: Mapping[Path, set[int]], 
             f"folder: {path} has label values from {min(found)} to {max(found)}; required are class numbers 0..{IGNORE - 1}, "
             f"and {IGNORE} for ignored pixels: number the classes from 0; maps of single objects belong in instances/"
         )
+    known = sorted(values - {IGNORE})
+    if len(known) <= highest or len(known) > UNNAMED:
+        few = ", ".join(map(str, known[:8])) + (" ..." if len(known) > 8 else "")
+        path = max(values_of, key=lambda path: len(values_of[path]))
+        raise InputError(
+            f"folder: the labels have {len(known)} values {few} up to {highest} ({path} has most); without classes.csv at most {UNNAMED} "
+            f"classes 0, 1, 2 ... without gaps are required: threshold masks with smoothed edges to 0/{IGNORE}, number the classes "
+            "without gaps, or list them in classes.csv"
+        )
     return tuple(f"class {number}" for number in range(highest + 1))
 
 
@@ -196,7 +104,7 @@ def _first_readable(samples: Iterable[Paths]) -> tuple[Path, int]:
             return paths.image, read_image(paths.image, str(paths.image)).shape[-1]
         except InputError as error:
             faults.append(str(error))
-    raise InputError(f"folder: no image can be read: {_some(faults)}")
+    raise InputError(f"folder: no image can be read: {some(faults)}")
 
 
 def _scan(samples: Iterable[Paths], colours: Mapping[int, int]) -> dict[Path, set[int]]:
@@ -209,7 +117,7 @@ def _scan(samples: Iterable[Paths], colours: Mapping[int, int]) -> dict[Path, se
         except InputError as error:
             faults.append(str(error))
     if faults:
-        raise InputError(_some(faults))
+        raise InputError(some(faults))
     return values
 
 
@@ -286,8 +194,3 @@ def _read(item: Item, *, info: DataInfo, colours: Mapping[int, int], mask: bool,
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]} (width x height)"
-
-
-def _some(parts: Iterable[str]) -> str:
-    parts = list(parts)
-    return "; ".join(parts[:10]) + (f"; and {len(parts) - 10} more ({len(parts)} in all)" if len(parts) > 10 else "")

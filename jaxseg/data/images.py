@@ -13,7 +13,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from jaxseg.errors import InputError
@@ -23,6 +23,9 @@ MAX_PIXELS = 2**28
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own limit is lower than ours and only warns
 
+ORIENTATION = 274
+"""The tag of EXIF and TIFF that says how a picture lies."""
+
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 Source = str | os.PathLike[str] | bytes
@@ -31,7 +34,7 @@ Source = str | os.PathLike[str] | bytes
 def read_image(source: Source, name: str | None = None) -> np.ndarray:
     """A picture from a path or from a file's bytes: [H,W,C], uint8, uint16 or float32 (TIFF only).
 
-    Palette pictures become RGB and 1-bit ones 0/255. A JPEG's EXIF orientation is applied, as every viewer does. An alpha channel is
+    Palette pictures become RGB and 1-bit ones 0/255. The EXIF or TIFF orientation is applied, as viewers do. An alpha channel is
     dropped when it is fully opaque. TIFF channels may come first or last.
 
     Raises:
@@ -186,26 +189,41 @@ def _png_header(data: bytes, name: str) -> tuple[int, int]:
 
 def _image_pillow(data: bytes, name: str) -> tuple[np.ndarray, bool]:
     if data[:8] == _PNG and _png_header(data, name)[0] == 16:
-        array = imagecodecs.png_decode(data)  # Pillow would cut 16-bit colour to 8 bits
+        array = _upright(imagecodecs.png_decode(data), _orientation(data))  # Pillow would cut 16-bit colour to 8 bits
         return array, array.ndim == 3 and array.shape[-1] in (2, 4)
     image = _open(data, name)
     if image.mode == "CMYK":
         raise InputError(f"{name}: a CMYK picture; grey or RGB is required: convert it")
     alpha = image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info
-    if image.format == "JPEG":
-        image = ImageOps.exif_transpose(image)
     grey = image.mode in ("1", "L", "LA")
-    return np.asarray(image.convert(("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB"))), alpha
+    array = np.asarray(image.convert(("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB")))
+    return _upright(array, _orientation(data)), alpha
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF orientation of a PNG or JPEG file: 1 is upright."""
+    if data[:8] == _PNG and b"eXIf" not in data:
+        return 1
+    return int(Image.open(io.BytesIO(data), formats=("PNG", "JPEG")).getexif().get(ORIENTATION, 1))
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """[H,W] or [H,W,C] turned and mirrored as the orientation (1..8) asks; other numbers ask nothing, as in every viewer."""
+    if 5 <= orientation <= 8:
+        array = array.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return array[::rows, ::columns]
 
 
 def _label_png(data: bytes, name: str) -> tuple[np.ndarray, bool]:
     depth, colour = _png_header(data, name)
     if depth == 16:
-        return imagecodecs.png_decode(data), colour in (4, 6)
+        return _upright(imagecodecs.png_decode(data), _orientation(data)), colour in (4, 6)
     array = np.asarray(_open(data, name))  # of a palette: the indices
     if colour == 0 and depth < 8:  # Pillow spreads 2 and 4 bits over 0..255, and 1 bit is bool
         array = array.astype(np.uint8) // {1: 1, 2: 85, 4: 17}[depth]
-    return array, colour in (4, 6)
+    return _upright(array, _orientation(data)), colour in (4, 6)
 
 
 def _tiff(data: bytes, name: str) -> tuple[np.ndarray, int, bool]:
@@ -231,6 +249,8 @@ def _tiff(data: bytes, name: str) -> tuple[np.ndarray, int, bool]:
         array = array.reshape([n for axis, n in zip(series.axes, shape, strict=True) if n > 1 or axis in "YX"])
         if axes in ("SYX", "CYX"):
             array = np.moveaxis(array, 0, -1)
+        turned = page.tags.get(ORIENTATION)
+        array = _upright(array, int(turned.value) if turned else 1)
         return array, int(page.photometric), bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
 
 

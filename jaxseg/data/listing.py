@@ -43,8 +43,13 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """`read(item)` returns a checked Record or raises InputError naming the file and the reason."""
+    """`read(item)` returns a checked Record or raises InputError naming the file and the reason.
+
+    `generator` is the number of the program that makes the pictures of a generated set; `notes` are said to whoever prepares the set.
+    """
 
     info: DataInfo
     splits: Mapping[str, Sequence[Item]]
     read: Callable[[Item], Record]
+    generator: int = 0
+    notes: tuple[str, ...] = ()

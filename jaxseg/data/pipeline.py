@@ -51,7 +51,7 @@ def train_batches(
     given = {"batch_size": (batch_size, 1), "size": (min(height, width), 1), "start_step": (start_step, 0), "seed": (seed, 0)}
     for what, (got, least) in given.items():
         if got < least:
-            raise InputError(f"train_batches: {what}={got}; at least {least} is required")
+            raise InputError(f"train_batches: {what}={got}; at least {least} is required: pass {what}={least} or more")
     if not len(split):
         raise InputError("train_batches: the split has no records; at least one is required: prepare the data set again")
     _check_resize(resize)
@@ -73,13 +73,6 @@ def train_batches(
     batches = indices.map(load).random_map(crop).batch(batch_size, drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, 4))
     return iter(batches[start_step:].to_iter_dataset(options))
-
-
-def eval_records(split: Sequence[Record], *, resize: float = 1.0) -> Iterator[Record]:
-    """Records of a split in order, resized."""
-    _check_resize(resize)
-    for index in range(len(split)):
-        yield resize_record(split[index], resize)
 
 
 def channel_statistics(split: Sequence[Record], limit: int = 200) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:

@@ -94,6 +94,11 @@ class UNet(nn.Module):
                 f"UNet: got padding={self.padding!r}, norm={self.norm!r}, {depth + 1} levels; required padding 'valid' or 'same', "
                 "norm None, 'batch' or 'group', and at least 2 levels."
             )
+        if not all(1 <= f <= 65536 for f in self.features) or self.num_classes < 1 or not 0 <= self.dropout < 1:
+            raise InputError(
+                f"UNet: got features={self.features}, num_classes={self.num_classes}, dropout={self.dropout}; required features from 1 to "
+                "65536, at least 1 class, and dropout from 0 to less than 1."
+            )
         if self.padding == "valid":
             for side in shape[1:3]:
                 if output_size(side, depth) is None:
