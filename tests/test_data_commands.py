@@ -64,6 +64,14 @@ def test_images_in_no_split_file_are_counted(source, tmp_path, capsys):
     assert capsys.readouterr().out.count("2 images are in no split file") == 2
 
 
+def test_damaged_prepared_set_gives_exit_code_2(source, tmp_path, capsys):
+    data = str(tmp_path / "data")
+    commands.main(["prepare", "folder", "--source", str(source), "--data-dir", data])
+    next((tmp_path / "data").rglob("*val.array_record*")).unlink()
+    assert commands.main(["check", "folder", "--data-dir", data]) == 2
+    assert "folder/val: record 0 is damaged or missing" in capsys.readouterr().out
+
+
 def test_faults_give_exit_code_2_and_are_listed(source, capsys):
     for number in (1, 3):
         Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(source / "images" / f"s{number}.png")
