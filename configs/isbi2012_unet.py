@@ -4,6 +4,8 @@ Source: Ronneberger et al. 2015. Trained on 24 slices of the labelled stack, tes
 Unlike the paper: same-padding, batch norm, a quarter of the width, AdamW; elastic deformation and 90-degree turns as there.
 Command: jaxseg data prepare isbi2012 --source FOLDER --data-dir data
          jaxseg train configs/isbi2012_unet.py --data-dir data --workdir runs/isbi2012
+Expected: on slices 24-29 pixel error 0.046 (share of wrong pixels 0.074), Rand score 0.962, information score 0.977;
+          25 minutes on 2 CPU cores.
 """
 
 import functools

@@ -56,9 +56,9 @@ def to_rgb(image: Num[np.ndarray, "h w c"], *, percentiles: tuple[float, float] 
         return image
     values = image.astype(np.float32)
     finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, percentiles) if finite.size else (0.0, 1.0)
+    low, high = map(float, np.percentile(finite, percentiles) if finite.size else (0, 1))
     if high <= low:  # nearly constant: the percentiles hide the little there is
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        low, high = map(float, (finite.min(), finite.max()) if finite.size else (0, 1))
     stretched = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low if high > low else 1.0)
     return np.broadcast_to(np.round(np.clip(stretched, 0, 1) * 255).astype(np.uint8), (*image.shape[:2], 3)).copy()
 
