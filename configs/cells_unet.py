@@ -48,5 +48,6 @@ def get_config(
         augment=(augment.flip, augment.rot90, augment.contrast),
         ema_decay=0.99,
         eval_every=300,
+        save_every=20,
         seed=seed,
     )

@@ -12,7 +12,7 @@ from jaxseg.checkpoint import Checkpoints
 from jaxseg.run_folder import METRIC, read_metrics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cells_unet.py"
-STEPS = 130
+STEPS = 60
 
 
 def digest_of(workdir: Path) -> str:
@@ -35,7 +35,7 @@ def test_the_demo_killed_five_times_ends_bitwise_where_the_whole_one_does(tmp_pa
     seed = time.time_ns()
     moments = random.Random(seed)
     for number in range(5):
-        workdir, step, delay_s = tmp_path / f"killed{number}", moments.randrange(0, STEPS - 20), moments.uniform(0, 5)
+        workdir, step, delay_s = tmp_path / f"killed{number}", moments.randrange(0, STEPS - 15), moments.uniform(0, 3)
         process = subprocess.Popen(command(workdir))
         while process.poll() is None and max((row["step"] for row in read_metrics(workdir)), default=0) < step:
             time.sleep(0.1)
