@@ -1,5 +1,7 @@
 """Laws of jaxseg.ops.conv_transpose: adjointness, equality with torch and lax, what XLA is given to compile."""
 
+import itertools
+import re
 from functools import partial
 
 import jax
@@ -43,29 +45,143 @@ def test_conv_transpose_equals_lax(r):
     np.testing.assert_allclose(jax.jit(ops.conv_transpose)(x, kernel), expected, rtol=1e-5, atol=1e-5)
 
 
-@needs_torch
-@pytest.mark.parametrize("r", [2, 3, 4])
-def test_conv_transpose_equals_torch_in_value_and_gradients(r):
+def _configurations():
+    """(kernel, stride, padding, output padding, dilation, groups, size, in, out): all that torch takes of these ranges, 1,370 of them."""
+    r = np.random.default_rng(0)
+    rows, columns = (1, 2, 3, 4, 5, (2, 3)), (1, 2, 3, 4, (1, 2))
+    for k, s, p, q, d, g in itertools.product(rows, columns, (0, 1, 2), (0, 1, 2), (1, 2), (1, 2, 4)):
+        h, w = (int(n) for n in r.integers(3, 7, 2))
+        if q >= max(np.min(s), d) or (3 - 1) * np.min(s) - 2 * p + d * (np.min(k) - 1) + q < 0:
+            continue
+        yield k, s, p, q, d, g, (h, w), 4, 4 * int(r.integers(1, 3))
+    yield from ((8, 4, 2, 0, 1, 1, (3, 4), 3, 2), (16, 8, 4, 0, 1, 1, (3, 2), 3, 2), (7, 4, 0, 3, 1, 1, (2, 3), 2, 3))
+    yield from ((16, 8, 4, 0, 1, 21, (3, 4), 21, 21), (4, 2, 1, 0, 1, 6, (5, 4), 6, 12), (3, 2, 1, 1, 1, 5, (4, 3), 5, 5))
+
+
+CONFIGURATIONS = list(_configurations())
+
+
+def _equals_torch(k, s, p, q, d, g, size, i, o):
     import torch
 
-    x, w, g = random_array(2, 5, 3, 4), random_array(4, 6, r, r, seed=1), random_array(2, 5 * r, 3 * r, 6, seed=2)
-    layer = torch.nn.ConvTranspose2d(4, 6, r, r, bias=False)
-    layer.weight.data = torch.tensor(w)
-    tx = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_()
-    ty = layer(tx)
-    ty.backward(torch.tensor(g).permute(0, 3, 1, 2))
-    y, vjp = jax.vjp(jax.jit(ops.conv_transpose), x, w.transpose(2, 3, 0, 1))
-    dx, dkernel = vjp(g)
-    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    close(y, ty.detach().permute(0, 2, 3, 1))
-    close(dx, tx.grad.permute(0, 2, 3, 1))
-    close(dkernel, layer.weight.grad.permute(2, 3, 0, 1))
+    kh, kw = (k, k) if isinstance(k, int) else k
+    x, w = random_array(2, *size, i), random_array(i, o // g, kh, kw, seed=1)
+    tx, tw = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_(), torch.tensor(w).requires_grad_()
+    ty = torch.nn.functional.conv_transpose2d(tx, tw, None, s, p, q, g, d)
+    dy = random_array(*np.array(ty.shape)[[0, 2, 3, 1]], seed=2)
+    ty.backward(torch.tensor(dy).permute(0, 3, 1, 2))
+
+    @jax.jit
+    def ours(x, kernel, dy):
+        y, vjp = jax.vjp(lambda x, kernel: ops.conv_transpose(x, kernel, s, p, q, d, g), x, kernel)
+        return y, *vjp(dy)
+
+    theirs = (ty.detach().permute(0, 2, 3, 1), tx.grad.permute(0, 2, 3, 1), tw.grad.permute(2, 3, 0, 1))
+    for got, expected in zip(ours(x, w.transpose(2, 3, 0, 1), dy), theirs, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * float(abs(expected).max()))
 
 
-def test_conv_transpose_gradients_equal_finite_differences():
+@needs_torch
+@pytest.mark.parametrize("configuration", [*CONFIGURATIONS[::97], *CONFIGURATIONS[-6:]], ids=str)
+def test_conv_transpose_equals_torch_in_value_and_gradients(configuration):
+    _equals_torch(*configuration)
+
+
+@needs_torch
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(20))
+def test_conv_transpose_equals_torch_in_every_configuration(part):
+    assert len(CONFIGURATIONS) > 1000
+    for configuration in CONFIGURATIONS[part::20]:
+        _equals_torch(*configuration)
+        jax.clear_caches()
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(
+    ("k", "s", "d"), [(3, 1, 1), (2, 2, 1), (3, 2, 1), (4, 2, 1), (2, 3, 1), (5, 3, 1), (3, 2, 2), ((2, 5), (3, 2), 1)]
+)
+def test_conv_transpose_has_the_paddings_of_lax(padding, k, s, d):
+    kernel, x = random_array(*((k, k) if isinstance(k, int) else k), 4, 6, seed=1), random_array(2, 5, 3, 4)
+    strides, holes = ((s, s) if isinstance(s, int) else s), (d, d)
+    expected = jax.lax.conv_transpose(x, kernel[::-1, ::-1], strides, padding, rhs_dilation=holes)
+    np.testing.assert_allclose(ops.conv_transpose(x, kernel, s, padding, dilation=d), expected, rtol=1e-5, atol=1e-5)
+
+
+# kernel shape, arguments: one of each way that conv_transpose takes.
+WAYS = {
+    "cells": ((3, 3, 2, 2), {}),
+    "dilated": ((3, 4, 2, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
+    "sub-pixel": ((5, 5, 2, 2), {"stride": 4, "padding": 1}),
+    "depthwise": ((4, 4, 2, 1), {"stride": 2, "padding": 1, "groups": 2}),
+    "groups": ((3, 3, 4, 2), {"stride": 2, "dilation": 2, "groups": 2}),
+}
+EVERY_WAY = pytest.mark.parametrize("way", WAYS)
+
+
+@EVERY_WAY
+def test_derivatives_of_every_mode_and_order_equal_finite_differences(way):
+    shape, how = WAYS[way]
     with jax.enable_x64(True):
-        x, kernel = (jnp.asarray(a, jnp.float64) for a in (random_array(1, 2, 3, 2), random_array(3, 3, 2, 2, seed=1)))
-        check_grads(jax.jit(ops.conv_transpose), (x, kernel), order=2, atol=1e-7, rtol=1e-7)
+        x, kernel = (jnp.asarray(a, jnp.float64) for a in (random_array(1, 2, 3, shape[2]), random_array(*shape, seed=1)))
+        check_grads(jax.jit(partial(ops.conv_transpose, **how)), (x, kernel), order=2, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
+
+
+@EVERY_WAY
+def test_hessian_vector_products_and_gradients_of_examples(way):
+    shape, how = WAYS[way]
+    x, kernel, v = random_array(3, 2, 3, shape[2]), random_array(*shape, seed=1), random_array(*shape, seed=2)
+
+    def loss(kernel, x):
+        return (ops.conv_transpose(x, kernel, **how) ** 2).sum()
+
+    @jax.jit
+    def everything(kernel, v, x):
+        product = jax.jvp(jax.grad(lambda k: loss(k, x)), (kernel,), (v,))[1]  # the loss is quadratic: H v = gradient at v
+        each = jax.vmap(jax.grad(loss), (None, 0))(kernel, x)
+        kernels = jax.vmap(lambda k: ops.conv_transpose(x, k, **how))(jnp.stack([kernel, v]))
+        columns = jax.jacfwd(lambda k: ops.conv_transpose(x, k, **how))(kernel)
+        return product, each, kernels, columns, jax.grad(loss)(v, x), jax.grad(loss)(kernel, x), ops.conv_transpose(x, v, **how)
+
+    product, each, kernels, columns, at_v, whole, second = everything(kernel, v, x)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3)
+    close(product, at_v)
+    close(each.sum(0), whole)
+    close(kernels[1], second)
+    close(jnp.tensordot(columns, v, 4), second)
+
+
+@EVERY_WAY
+def test_conv_transpose_works_in_shard_map(way):
+    """On a mesh of one device, whose types are checked as on many: the gradient of a replicated kernel is summed over the mesh."""
+    shape, how = WAYS[way]
+    x, kernel = random_array(2, 3, 3, shape[2]), random_array(*shape, seed=1)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def loss(kernel, x):
+        return (ops.conv_transpose(x, kernel, **how) ** 2).sum()
+
+    whole = partial(jax.shard_map, mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec())
+    mapped = whole(lambda k, x: jax.grad(lambda k, x: jax.lax.psum(loss(k, x), "data"))(k, x))
+    np.testing.assert_allclose(jax.jit(mapped)(kernel, x), jax.grad(loss)(kernel, x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_weight_gradient_is_no_convolution_of_a_dilated_image():
+    """What XLA makes slow: in the weight gradient neither the image nor the cotangent may be filled up with zeros."""
+    x, kernel = jnp.ones((2, 6, 6, 3)), jnp.ones((4, 4, 3, 5))
+
+    def convolutions(f):
+        return re.findall(
+            r"stablehlo.convolution.*?lhs_dilate = \[2, 2\]", jax.jit(jax.grad(lambda k: (f(k) ** 2).sum())).lower(kernel).as_text()
+        )
+
+    def stock(k):
+        return jax.lax.conv_transpose(x, k[::-1, ::-1], (2, 2), "SAME")
+
+    np.testing.assert_allclose(stock(kernel), ops.conv_transpose(x, kernel, 2, 1))
+    assert len(convolutions(stock)) == 2  # the forward one, and the weight gradient
+    assert len(convolutions(lambda k: ops.conv_transpose(x, k, 2, 1))) == 1
 
 
 def test_conv_transpose_compiles_to_matrix_products_only():
@@ -88,17 +204,22 @@ def _zeros(*shape):
     return jnp.zeros(shape)
 
 
+def _transpose(**how):
+    return ops.conv_transpose(_zeros(1, 2, 2, 3), _zeros(2, 2, 3, 4), **how)
+
+
 @pytest.mark.parametrize(
     ("call", "got", "advice"),
     [
         (lambda: ops.conv_transpose(_zeros(2, 3), _zeros(2, 2, 3, 4)), "conv_transpose: got shape (2, 3)", "Add the missing axes"),
-        (
-            lambda: ops.conv_transpose(_zeros(1, 2, 2, 3), _zeros(2, 3, 3, 4)),
-            "(2, 3, 3, 4) for input (1, 2, 2, 3)",
-            "transpose(2, 3, 0, 1)",
-        ),
+        (lambda: _transpose(groups=2), "groups=2; required", "groups dividing 3"),
+        (lambda: _transpose(stride=0), "stride=0", "from 1"),
+        (lambda: _transpose(stride=2, output_padding=2), "output_padding=2", "jnp.pad"),
+        (lambda: _transpose(stride=2, padding=3), "padding=3; the output would be -2 x -2", "Pad less"),
+        (lambda: _transpose(stride=(1, 2, 3)), "stride=(1, 2, 3)", "a pair"),
+        (lambda: _transpose(stride=2, padding="same"), "padding='same'", "'SAME'"),
         (lambda: ops.conv_transpose(_zeros(1, 2, 2, 3), _zeros(3, 4, 2, 2)), "(3, 4, 2, 2)", "transpose(2, 3, 0, 1)"),
-        (lambda: ops.conv_transpose(_zeros(1, 2, 2, 3), _zeros(2, 2, 3)), "(2, 2, 3) for input", "required [r, r, 3, O]"),
+        (lambda: ops.conv_transpose(_zeros(1, 2, 2, 3), _zeros(2, 2, 3)), "(2, 2, 3) for input", "required [kh, kw, 3, O / groups]"),
     ],
 )
 def test_errors_say_what_was_got_and_what_to_do(call, got, advice):

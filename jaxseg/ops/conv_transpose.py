@@ -1,30 +1,226 @@
-"""Transposed convolution whose gradients lower to matrix products."""
+"""Transposed convolution, all that torch's ConvTranspose2d can do, with gradients that cost what the convolution costs.
+
+XLA computes the weight gradient of a transposed convolution as a convolution with an image-sized, dilated kernel, 10 to 100 times slower
+than need be (jax#31662, xla#34273). A transposed convolution is linear in its input and linear in its kernel, and the transpose of a linear
+function is lowered as the function was written. So the derivative in the kernel is written apart, in a form whose transpose is the weight
+gradient of a strided convolution. Each form is made of ordinary operations under a `custom_jvp`: forward mode, vmap, higher derivatives
+and shard_map work, which a `custom_vjp` or a primitive of our own would forbid.
+"""
+
+import math
+from typing import Any, Literal
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
-from jaxseg.ops.pixel_shuffle import depth_to_space
-from jaxseg.ops.shapes import need_image
+from jaxseg.ops.product_rule import product_rule
+from jaxseg.ops.shapes import need_image, pair
+
+Pair = tuple[int, int]
+Edges = tuple[Pair, Pair]
 
 
-def conv_transpose(x: Float[Array, "*n h w i"], kernel: Float[Array, "r r i o"]) -> Float[Array, "*n rh rw o"]:
-    """Transposed convolution with kernel == stride: [..., H, W, I] -> [..., r*H, r*W, O]; one matrix product and a rearrangement.
+def conv_transpose(
+    x: Float[Array, "*n h w i"],
+    kernel: Float[Array, "kh kw i o"],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] | Literal["SAME", "VALID"] = 0,
+    output_padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Float[Array, "*n h2 w2 o"]:
+    """Transposed convolution: [..., H, W, I] -> [..., H', W', O]; pixel h, w paints its kernel at rows stride*h - padding + dilation*a.
 
-    y[r*h + a, r*w + b, o] = sum_i x[h, w, i] kernel[a, b, i, o]. A torch ConvTranspose2d weight [I, O, r, r] becomes this kernel by
-    `w.transpose(2, 3, 0, 1)`. `lax.conv_transpose` computes the same with a weight gradient 10 to 100 times slower (jax#31662).
+    y[s*h - p + d*a, s*w - p + d*b, o] = sum over h, w, a, b, i of x[h, w, i] kernel[a, b, i, o], H' = (H-1)*s - 2*p + d*(kh-1) + q + 1.
+
+    Args:
+      kernel: [kh, kw, I, O / groups], torch's weight by `w.transpose(2, 3, 0, 1)`. `lax.conv_transpose` and `nn.ConvTranspose` take it
+        turned about, `kernel[::-1, ::-1]`.
+      stride: s; None is the kernel's size, where nothing overlaps and all is one matrix product and a depth to space.
+      padding: p rows and columns dropped at every edge, as torch's; or JAX's "SAME" (H' = s*H) or "VALID".
+      output_padding: q rows more at the bottom and columns at the right, as torch's; less than stride or dilation.
+      dilation: d, the distance of the kernel's taps.
+      groups: the channels' groups; I of them make it depthwise.
 
     Raises:
-      InputError: the kernel is not square or its input channels are not those of x.
+      InputError: shapes or numbers do not fit; the message says which.
 
-    Source: the up-convolution of Ronneberger et al. 2015; Dumoulin & Visin 2016, section 4.
+    Source: Dumoulin & Visin 2016, section 4; the up-convolution of Ronneberger et al. 2015; torch.nn.ConvTranspose2d.
+
+    >>> y = conv_transpose(jnp.ones((1, 3, 4, 8)), jnp.ones((3, 3, 8, 2)), stride=2, padding=1, output_padding=1)
+    >>> y.shape, float(y[0, 0, 0, 0]), float(y[0, 1, 1, 0])
+    ((1, 6, 8, 2), 8.0, 32.0)
     """
     need_image("conv_transpose", x.shape)
-    if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != x.shape[-1]:
+    if kernel.ndim != 4 or groups < 1 or kernel.shape[2] != x.shape[-1] or x.shape[-1] % groups:
         raise InputError(
-            f"conv_transpose: got a kernel of shape {kernel.shape} for input {x.shape}; required [r, r, {x.shape[-1]}, O] with stride r. "
-            "Bring a torch weight [I, O, r, r] into this order by transpose(2, 3, 0, 1)."
+            f"conv_transpose: got a kernel of shape {kernel.shape} for input {x.shape} and groups={groups}; required "
+            f"[kh, kw, {x.shape[-1]}, O / groups], groups dividing {x.shape[-1]}. "
+            "Bring a torch weight [I, O / groups, kh, kw] into this order by transpose(2, 3, 0, 1)."
         )
-    r, _, i, o = kernel.shape
-    matrix = kernel.transpose(2, 0, 1, 3).reshape(i, r * r * o)
-    return depth_to_space(jnp.matmul(x, matrix), r)
+    taps = (kernel.shape[0], kernel.shape[1])
+    steps = pair("conv_transpose", "stride", taps if stride is None else stride)
+    holes, more = pair("conv_transpose", "dilation", dilation), pair("conv_transpose", "output_padding", output_padding)
+    if min(steps + holes) < 1 or min(more) < 0 or any(q and q >= max(s, d) for q, s, d in zip(more, steps, holes, strict=True)):
+        raise InputError(
+            f"conv_transpose: got stride={stride}, dilation={dilation}, output_padding={output_padding}; required stride and dilation "
+            "from 1, output_padding from 0 and smaller than the stride or the dilation. A larger output is jnp.pad's."
+        )
+    edges = _edges(padding, taps, steps, holes, more)
+    sizes = _size((x.shape[-3], x.shape[-2]), taps, steps, edges, holes)
+    if min(sizes) < 1:
+        raise InputError(
+            f"conv_transpose: got input {x.shape} and padding={padding}; the output would be {sizes[0]} x {sizes[1]}. Pad less."
+        )
+    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    *n, h, w, c = x.shape
+    x = x.reshape(math.prod(n), h, w, c)
+    apart = edges == ((taps[0] - 1,) * 2, (taps[1] - 1,) * 2) and steps == taps  # no two cells overlap, nothing is cut off
+    if apart and holes == (1, 1) and groups == 1:
+        y = _cells(x, kernel)
+    elif groups == c > 1 and holes == (1, 1):
+        each = [_depthwise(x, kernel[..., i], steps, edges) for i in range(kernel.shape[3])]
+        y = each[0] if len(each) == 1 else jnp.stack(each, -1).reshape(*each[0].shape[:-1], -1)
+    elif groups > 1:
+        y = _dilated(x, kernel, steps, edges, holes, groups)
+    else:
+        y = _general(x, kernel, steps, edges, holes)
+    return y.reshape(*n, *y.shape[1:])
+
+
+def _edges(padding: Any, taps: Pair, stride: Pair, dilation: Pair, output_padding: Pair) -> Edges:
+    """Rows and columns of zeros around the dilated input."""
+    spans = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
+    if padding == "VALID":
+        lo_hi = [(span, span + max(s - span - 1, 0)) for span, s in zip(spans, stride, strict=True)]
+    elif padding == "SAME":  # H' = s * H, what there is to spare at the top
+        lo_hi = []
+        for span, s in zip(spans, stride, strict=True):
+            total = span + s - 1
+            lo = span if s > span else -(-total // 2)
+            lo_hi.append((lo, total - lo))
+    elif isinstance(padding, str):
+        raise InputError(f"conv_transpose: got padding={padding!r}; required numbers as torch's, 'SAME' or 'VALID'.")
+    else:
+        lo_hi = [(span - p, span - p) for span, p in zip(spans, pair("conv_transpose", "padding", padding), strict=True)]
+    (top, bottom), (left, right) = lo_hi
+    return (top, bottom + output_padding[0]), (left, right + output_padding[1])
+
+
+def _size(size: tuple[int, ...], taps: tuple[int, ...], stride: Pair, edges: Edges, dilation: Pair) -> Pair:
+    h, w = ((n - 1) * s + 1 + lo + hi - d * (k - 1) for n, s, (lo, hi), d, k in zip(size, stride, edges, dilation, taps, strict=True))
+    return h, w
+
+
+# kernel == stride.
+
+
+def _cells_product(x: Array, kernel: Array) -> Array:
+    """Each coarse pixel paints a cell of its own: one matrix product and a depth to space."""
+    kh, kw, i, o = kernel.shape
+    n, h, w, _ = x.shape
+    y = jnp.matmul(x, kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o))
+    return y.reshape(n, h, w, kh, kw, o).swapaxes(2, 3).reshape(n, h * kh, w * kw, o)
+
+
+def _cells_by_row(x: Array, kernel: Array) -> Array:
+    """The same; its transpose in the kernel is one product with whole rows of the cotangent, without a space to depth."""
+    kh, kw, i, o = kernel.shape
+    n, h, w, _ = x.shape
+    return jnp.einsum("nhwi,aic->nhawc", x, kernel.swapaxes(1, 2).reshape(kh, i, kw * o)).reshape(n, h * kh, w * kw, o)
+
+
+_cells = product_rule(x=_cells_product, kernel=_cells_by_row)(_cells_product)
+
+
+# Any kernel, stride, padding and dilation.
+
+
+def _dilated(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair, groups: int = 1) -> Array:
+    """The convolution of x, zeros put between its pixels and `edges` of them around it, with the kernel turned about."""
+    kh, kw, i, o = kernel.shape
+    kernel = kernel.reshape(kh, kw, groups, i // groups, o).swapaxes(2, 3).reshape(kh, kw, i // groups, groups * o)
+    return lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        (1, 1),
+        edges,
+        lhs_dilation=stride,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _kernel_as_image(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
+    """The same as the convolution of the dilated kernel with x turned about and dilated: slow itself, its transpose in the kernel fast."""
+    spans = [s * (n - 1) for s, n in zip(stride, x.shape[1:3], strict=True)]
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel.shape[:2], strict=True)]
+    return lax.conv_general_dilated(
+        kernel,
+        x[:, ::-1, ::-1],
+        (1, 1),
+        [(span + lo - r, span + hi - r) for span, r, (lo, hi) in zip(spans, reach, edges, strict=True)],
+        lhs_dilation=dilation,
+        rhs_dilation=stride,
+        dimension_numbers=("HWCN", "OHWI", "CHWN"),
+    )
+
+
+def _sub_pixel(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
+    """The same, undilated, as one convolution to stride^2 times the channels on the coarse grid, and a depth to space (Shi et al. 2016)."""
+    (sh, sw), o = stride, kernel.shape[3]
+    size = _size(x.shape[1:3], kernel.shape[:2], stride, edges, (1, 1))
+    blocks = _blocks(kernel, stride)
+    th, tw, _, _, i, _ = blocks.shape
+    x = jnp.pad(x, [(0, 0), (th - 1, th - 1), (tw - 1, tw - 1), (0, 0)])
+    blocks = blocks.transpose(0, 1, 4, 2, 3, 5).reshape(th, tw, i, sh * sw * o)[::-1, ::-1]
+    y = lax.conv_general_dilated(x, blocks, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    n, h, w, _ = y.shape
+    y = y.reshape(n, h, w, sh, sw, o).swapaxes(2, 3).reshape(n, h * sh, w * sw, o)
+    return _cut(y, kernel.shape[:2], edges, size)
+
+
+def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
+    if min(stride) >= 4 and dilation == (1, 1):
+        return _sub_pixel(x, kernel, stride, edges)
+    return _dilated(x, kernel, stride, edges, dilation)
+
+
+_general = product_rule(x=_dilated, kernel=_kernel_as_image)(_general_forward)
+
+
+# One filter a channel.
+
+
+def _depthwise(x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c"], stride: Pair, edges: Edges) -> Array:
+    """Block by block: each of the ceil(k / s)^2 blocks of the kernel weighs a shifted copy of x."""
+    (sh, sw), (n, h, w, c) = stride, x.shape
+    size = _size((h, w), kernel.shape[:2], stride, edges, (1, 1))
+    blocks = _blocks(kernel, stride)
+    th, tw = blocks.shape[:2]
+    y = jnp.zeros((), x.dtype)
+    for i in range(th):
+        for j in range(tw):
+            shifted = jnp.pad(x, [(0, 0), (i, th - 1 - i), (j, tw - 1 - j), (0, 0)])
+            y = y + shifted[:, :, None, :, None] * blocks[i, j][:, None]
+    y = y.reshape(n, (h + th - 1) * sh, (w + tw - 1) * sw, c)
+    return _cut(y, kernel.shape[:2], edges, size)
+
+
+def _blocks(kernel: Float[Array, "kh kw *c"], stride: Pair) -> Float[Array, "th tw sh sw *c"]:
+    """The kernel, filled up with zeros, in blocks of the stride's size."""
+    (kh, kw, *c), (sh, sw) = kernel.shape, stride
+    th, tw = -(-kh // sh), -(-kw // sw)
+    kernel = jnp.pad(kernel, [(0, th * sh - kh), (0, tw * sw - kw)] + [(0, 0)] * len(c))
+    return kernel.reshape(th, sh, tw, sw, *c).swapaxes(1, 2)
+
+
+def _cut(y: Float[Array, "n h w o"], taps: tuple[int, ...], edges: Edges, size: Pair) -> Float[Array, "n h2 w2 o"]:
+    """Of the whole transposed convolution the rows and columns that `edges` leave, zeros where they reach beyond it."""
+    lows = [lo - (k - 1) for k, (lo, _) in zip(taps, edges, strict=True)]
+    highs = [n - have - low for n, have, low in zip(size, y.shape[1:3], lows, strict=True)]
+    return lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in zip(lows, highs, strict=True)), (0, 0, 0)])
