@@ -18,7 +18,18 @@ from jaxseg.data.listing import Record
 from jaxseg.errors import InputError
 from jaxseg.upsample import UPSAMPLERS
 
-UpsampleName = Literal["transposed", "nearest", "bilinear", "pixel_shuffle", "max_unpool"]
+UpsampleName = Literal[
+    "transposed",
+    "transposed_overlap",
+    "zero_insert",
+    "nearest",
+    "bilinear",
+    "bicubic",
+    "bilinear_filter",
+    "pixel_shuffle",
+    "carafe",
+    "max_unpool",
+]
 DtypeName = Literal["float32", "bfloat16"]
 
 

@@ -41,6 +41,39 @@ class TransposedConv(nn.Module):
         return ops.conv_transpose(x, kernel) + bias
 
 
+class OverlapTransposedConv(nn.Module):
+    """Transposed convolution with a kernel of 2 * scale (4x4 at stride 2): neighbouring pixels' paint overlaps, C * features * 4 scale^2.
+
+    Smoother than kernel == stride, since each new pixel sees 2x2 coarse ones, and still a multiple of the stride, so that all of them see
+    as many (Odena et al. 2016): uneven overlap is what makes the strongest checkerboards.
+    """
+
+    features: int
+    scale: int = 2
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
+        r, c = self.scale, x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.normal((2.0 / (4 * c)) ** 0.5), (2 * r, 2 * r, c, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return ops.conv_transpose(x, kernel, r, padding=(r + 1) // 2, output_padding=r % 2) + bias
+
+
+class ZeroInsertConv(nn.Module):
+    """A "bed of nails", then a 3x3 convolution: the textbook's transposed convolution, written out; three of four products are with 0."""
+
+    features: int
+    scale: int = 2
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
+        x = ops.zero_insert(x, self.scale)
+        return nn.Conv(self.features, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv")(x)
+
+
 class NearestConv(nn.Module):
     """Nearest-neighbour enlargement, then a 3x3 convolution ("resize-convolution", Odena et al. 2016): no checkerboard, most FLOPs."""
 
@@ -50,13 +83,12 @@ class NearestConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
-        for _ in range(_doublings(self)):
-            x = ops.nearest_x2(x)
+        x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), "nearest")
         return nn.Conv(self.features, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv")(x)
 
 
 class BilinearConv(nn.Module):
-    """Bilinear enlargement, then a 3x3 convolution: the smoothest, blurs thin structures."""
+    """Bilinear enlargement, then a 3x3 convolution: smooth, blurs thin structures."""
 
     features: int
     scale: int = 2
@@ -64,13 +96,12 @@ class BilinearConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
-        for _ in range(_doublings(self)):
-            x = ops.bilinear_x2(x)
+        x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), "bilinear")
         return nn.Conv(self.features, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv")(x)
 
 
-class PixelShuffle(nn.Module):
-    """A 3x3 convolution to scale^2 * features channels on the coarse grid, then depth to space (Shi et al. 2016)."""
+class BicubicConv(nn.Module):
+    """Bicubic enlargement (Keys' a = -1/2), then a 3x3 convolution: sharper than bilinear, overshoots at edges."""
 
     features: int
     scale: int = 2
@@ -78,8 +109,67 @@ class PixelShuffle(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
-        conv = nn.Conv(self.features * self.scale**2, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv")
+        x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), "bicubic")
+        return nn.Conv(self.features, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv")(x)
+
+
+class BilinearFilter(nn.Module):
+    """Prediction upsampling (Long et al. 2015, section 3.3): a 1x1 projection, then one fractional-stride filter a channel.
+
+    The filters begin as bilinear interpolation and are learned: C * features + features * (2 scale - scale % 2)^2 weights. Zeros surround
+    the map, so that the border is drawn towards zero.
+    """
+
+    features: int
+    scale: int = 2
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="project")(x)
+        start = ops.bilinear_kernel(self.scale)[..., None]
+        kernel = self.param("kernel", lambda key, shape: jnp.broadcast_to(start, shape), (*start.shape[:2], self.features))
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        return ops.upsample_prediction(x, self.scale, kernel=kernel)
+
+
+class PixelShuffle(nn.Module):
+    """A 3x3 convolution to scale^2 * features channels on the coarse grid, then depth to space (Shi et al. 2016).
+
+    Initialised as nearest enlargement (ICNR, Aitken et al. 2017), so that it begins without a checkerboard.
+    """
+
+    features: int
+    scale: int = 2
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
+        init = ops.icnr(he_normal, self.scale)
+        conv = nn.Conv(self.features * self.scale**2, (3, 3), kernel_init=init, dtype=self.dtype, name="conv")
         return ops.depth_to_space(conv(x), self.scale)
+
+
+class Carafe(nn.Module):
+    """Content-aware reassembly (CARAFE, Wang et al. 2019, section 3): each new pixel weighs its 5x5 coarse neighbours as the content says.
+
+    A 1x1 compressor to 64 channels, a 3x3 encoder to scale^2 * 25 weights, softmax; then a 1x1 projection to `features`.
+    """
+
+    features: int
+    scale: int = 2
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="project")(x)
+        small = nn.Conv(64, (1, 1), kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="compressor")(x)
+        start = nn.initializers.normal(0.001)
+        weights = nn.Conv(self.scale**2 * 25, (3, 3), kernel_init=start, dtype=self.dtype, name="encoder")(small)
+        weights = jax.nn.softmax(ops.depth_to_space(weights, self.scale).astype(jnp.float32))
+        return ops.carafe(x, weights, self.scale)
 
 
 class MaxUnpool(nn.Module):
@@ -112,9 +202,14 @@ class MaxUnpool(nn.Module):
 
 UPSAMPLERS = {
     "transposed": TransposedConv,
+    "transposed_overlap": OverlapTransposedConv,
+    "zero_insert": ZeroInsertConv,
     "nearest": NearestConv,
     "bilinear": BilinearConv,
+    "bicubic": BicubicConv,
+    "bilinear_filter": BilinearFilter,
     "pixel_shuffle": PixelShuffle,
+    "carafe": Carafe,
     "max_unpool": MaxUnpool,
 }
 
@@ -140,5 +235,5 @@ def _doublings(module: nn.Module) -> int:
     steps = module.scale.bit_length() - 1
     if module.scale < 2 or 2**steps != module.scale:
         who = type(module).__name__
-        raise InputError(f"{who}: got scale {module.scale}; required a power of 2 from 2. Use TransposedConv or PixelShuffle.")
+        raise InputError(f"{who}: got scale {module.scale}; required a power of 2 from 2. Any other upsampler takes it.")
     return steps

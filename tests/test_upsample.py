@@ -14,19 +14,23 @@ from jaxseg import ops
 from jaxseg.config import UpsampleName
 from jaxseg.errors import InputError
 from jaxseg.models import UNet
-from jaxseg.upsample import UPSAMPLERS, MaxUnpool, NearestConv, PixelShuffle, TransposedConv, center_crop
+from jaxseg.upsample import UPSAMPLERS, BilinearFilter, MaxUnpool, OverlapTransposedConv, PixelShuffle, TransposedConv, center_crop
 
 EVERY = pytest.mark.parametrize("name", UPSAMPLERS)
 
+_CONV = {"conv/kernel", "conv/bias"}
 PARAMETERS = {  # checkpoints hold these names
-    ("transposed", 2): {"kernel", "bias"},
-    ("nearest", 2): {"conv/kernel", "conv/bias"},
-    ("bilinear", 2): {"conv/kernel", "conv/bias"},
-    ("pixel_shuffle", 2): {"conv/kernel", "conv/bias"},
-    ("max_unpool", 2): {"project0/kernel", "project0/bias", "project/kernel", "project/bias"},
+    "transposed": {"kernel", "bias"},
+    "transposed_overlap": {"kernel", "bias"},
+    "zero_insert": _CONV,
+    "nearest": _CONV,
+    "bilinear": _CONV,
+    "bicubic": _CONV,
+    "bilinear_filter": {"project/kernel", "project/bias", "kernel"},
+    "pixel_shuffle": _CONV,
+    "carafe": {f"{name}/{part}" for name in ("project", "compressor", "encoder") for part in ("kernel", "bias")},
+    "max_unpool": {"project0/kernel", "project0/bias", "project/kernel", "project/bias"},
 }
-PARAMETERS |= {(name, 4): names for (name, _), names in PARAMETERS.items()}
-PARAMETERS["max_unpool", 4] = PARAMETERS["max_unpool", 2] | {"project1/kernel", "project1/bias"}
 
 
 def _inputs(scale, h=3, w=4):
@@ -58,7 +62,8 @@ def test_every_upsampler_keeps_the_contract(name, scale, dtype):
     module = UPSAMPLERS[name](features=3, scale=scale, dtype=dtype)
     variables = random_variables(module, x, indices)
     assert set(variables) == {"params"}
-    assert _names(variables["params"]) == PARAMETERS[name, scale]
+    more = {"project1/kernel", "project1/bias"} if name == "max_unpool" and scale == 4 else set()
+    assert _names(variables["params"]) == PARAMETERS[name] | more
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
 
     @jax.jit
@@ -66,9 +71,12 @@ def test_every_upsampler_keeps_the_contract(name, scale, dtype):
         y = module.apply(variables, x, indices)
         gradients = jax.grad(lambda v: (module.apply(v, x, indices).astype(jnp.float32) ** 2).sum())(variables)
         one_by_one = jax.vmap(lambda x, i: module.apply(variables, x[None], [index[None] for index in i])[0])(x, indices)
-        return y, gradients, one_by_one
+        each = jax.vmap(
+            lambda x, i: jax.grad(lambda v: (module.apply(v, x[None], [a[None] for a in i]).astype(jnp.float32) ** 2).sum())(variables)
+        )(x, indices)
+        return y, gradients, one_by_one, each
 
-    y, gradients, one_by_one = everything(variables, x, indices)
+    y, gradients, one_by_one, each = everything(variables, x, indices)
     assert y.shape == (2, 3 * scale, 4 * scale, 3)
     assert y.dtype == (dtype or jnp.float32)
     assert np.all(np.isfinite(y.astype(np.float32)))
@@ -76,6 +84,34 @@ def test_every_upsampler_keeps_the_contract(name, scale, dtype):
     _all_reached(gradients["params"])
     tolerance = float(32 * jnp.finfo(y.dtype).eps)
     np.testing.assert_allclose(one_by_one.astype(np.float32), y.astype(np.float32), rtol=tolerance, atol=tolerance)
+    for whole, parts in zip(jax.tree.leaves(gradients), jax.tree.leaves(each), strict=True):
+        np.testing.assert_allclose(parts.sum(0), whole, rtol=tolerance * 100, atol=tolerance * float(abs(whole).max()) * 10)
+
+
+def test_prediction_upsampling_begins_as_bilinear_interpolation():
+    x, _ = _inputs(2)
+    for scale in (2, 3, 4):
+        module = BilinearFilter(features=6, scale=scale)
+        variables = jax.jit(module.init)(jax.random.key(0), x)
+        y = jax.jit(module.apply)(variables, x)
+        np.testing.assert_allclose(y, ops.upsample_prediction(x, scale), rtol=1e-5, atol=1e-5)
+        inside = (slice(None), slice(scale, -scale), slice(scale, -scale))
+        if scale % 2 == 0:
+            np.testing.assert_allclose(y[inside], ops.resize(x, y.shape[1:3], "bilinear")[inside], rtol=1e-5, atol=1e-5)
+
+
+def test_pixel_shuffle_begins_without_a_checkerboard():
+    x, _ = _inputs(2)
+    y = np.asarray(jax.jit(PixelShuffle(features=3, scale=2).init_with_output)(jax.random.key(0), x)[0])
+    np.testing.assert_array_equal(y, np.repeat(np.repeat(y[:, ::2, ::2], 2, 1), 2, 2))
+
+
+def test_the_overlapping_transposed_convolution_keeps_the_place():
+    """With bilinear kernels it is bilinear interpolation, not shifted by a pixel, at even and odd scales as the filter is."""
+    x = np.random.default_rng(0).normal(size=(1, 5, 6, 1)).astype(np.float32)
+    kernel = np.asarray(ops.bilinear_kernel(4))[..., None, None]
+    y = OverlapTransposedConv(features=1, scale=4).apply({"params": {"kernel": kernel, "bias": np.zeros(1)}}, x)
+    np.testing.assert_allclose(y, ops.upsample_prediction(x, 4), rtol=1e-5, atol=1e-5)
 
 
 @EVERY
@@ -105,9 +141,9 @@ def test_every_upsampler_works_in_a_unet_under_jit_grad_and_vmap(name, padding):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 5])
-@pytest.mark.parametrize("upsampler", [TransposedConv, PixelShuffle])
-def test_matrix_upsamplers_take_any_scale(upsampler, scale):
-    module = upsampler(features=3, scale=scale)
+@pytest.mark.parametrize("name", [name for name in UPSAMPLERS if name != "max_unpool"])
+def test_upsamplers_without_positions_take_any_scale(name, scale):
+    module = UPSAMPLERS[name](features=3, scale=scale)
     y, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((1, 2, 3, 4)))
     assert y.shape == (1, 2 * scale, 3 * scale, 3)
 
@@ -155,8 +191,8 @@ def test_errors_say_what_was_got_and_what_to_do():
     with pytest.raises(InputError, match=r"got 1 stored.* required 2"):
         jax.eval_shape(MaxUnpool(features=3, scale=4).init, key, x, indices)
     for scale in (-2, 0, 1, 3, 6):
-        with pytest.raises(InputError, match=f"NearestConv: got scale {scale}; required a power of 2"):
-            jax.eval_shape(NearestConv(features=3, scale=scale).init, key, x)
+        with pytest.raises(InputError, match=f"MaxUnpool: got scale {scale}; required a power of 2"):
+            jax.eval_shape(MaxUnpool(features=3, scale=scale).init, key, x, indices)
 
 
 def test_an_upsampler_may_be_a_partial():

@@ -77,6 +77,7 @@ class UNet(nn.Module):
                 use_bias=self.norm is None,  # a norm subtracts it again
                 kernel_init=he_normal,
                 dtype=self.dtype,
+                conv_general_dilated=ops.conv_general_dilated,
                 name=f"{name}_conv{i}",
             )(x)
             x = normalise(self, x, f"{name}_norm{i}", train)

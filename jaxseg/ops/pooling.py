@@ -1,50 +1,102 @@
-"""Max pooling that stores the positions of its maxima, and its inverse, without scatter or select-and-scatter.
+"""Max pooling that stores the positions of its maxima, and its inverse, without gather, scatter or select-and-scatter.
 
-Positions are window-relative: a small integer row * 2 + column in each 2x2 window. Neither direction needs a scatter,
-and nothing depends on the image's size, so both shard freely over the height and width.
+Positions are window-relative: row * window width + column. Nothing depends on the image's size, so both directions shard freely over
+the height and width. `flat_indices` and `window_indices` convert to and from torch's positions.
 """
 
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Int32
 
 from jaxseg.errors import InputError
 from jaxseg.ops.shapes import need_image
 
+Pair = int | Sequence[int]
 
-def max_pool_with_indices(x: Float[Array, "*n h w c"]) -> tuple[Float[Array, "*n h2 w2 c"], Int8[Array, "*n h2 w2 c"]]:
-    """2x2 max pooling of stride 2, with the position of each maximum: [..., H, W, C] -> two [..., ceil(H/2), ceil(W/2), C].
 
-    A last odd row or column forms windows of its own ("ceil mode"); crop first for floor mode. Ties take the first maximum in
-    row-major order, in the gradient too, as torch does. NaN is a maximum.
+class _Axis(NamedTuple):
+    """Windows along the height or width: `count` of them, one every `stride` pixels, the first `padding` before the first pixel."""
 
-    Source: Zeiler & Fergus 2014 (switches); torch.nn.MaxPool2d(2, ceil_mode=True, return_indices=True).
+    size: int
+    window: int
+    stride: int
+    padding: int
+    count: int
+
+    def starts(self) -> np.ndarray:
+        return np.arange(self.count) * self.stride - self.padding
+
+
+def max_pool(
+    x: Float[Array, "*n h w c"], window: Pair = 2, stride: Pair | None = None, padding: Pair = 0, *, ceil_mode: bool = True
+) -> Float[Array, "*n h2 w2 c"]:
+    """`max_pool_with_indices` without the positions, which are then computed for derivatives only."""
+    return _pool(x, *_pooling_axes("max_pool", x, window, stride, padding, ceil_mode))
+
+
+def max_pool_with_indices(
+    x: Float[Array, "*n h w c"], window: Pair = 2, stride: Pair | None = None, padding: Pair = 0, *, ceil_mode: bool = True
+) -> tuple[Float[Array, "*n h2 w2 c"], Int[Array, "*n h2 w2 c"]]:
+    """Max pooling and the position of each maximum in its window: [..., H, W, C] -> two [..., H2, W2, C].
+
+    Ties take the first maximum in row-major order, in the gradient too, as torch does. NaN is a maximum; of several in a window the
+    first counts (torch: the last). A position never lies in the padding, not even where all pixels of a window are -inf.
+
+    Args:
+      window: its height and width, or one number for both; `stride` and `padding` likewise.
+      stride: default the window.
+      padding: -inf on all sides, at most half the window.
+      ceil_mode: rows and columns left over at the end form windows of their own, unless these would begin behind the last pixel. So
+        H2 = ceil(H / 2) by default.
+
+    Returns:
+      the maxima, and row * window width + column of each: int8, or int16 where a window has more than 128 pixels.
+
+    Raises:
+      InputError: x is not an image of floats, a number is out of its range, or not one window fits.
+
+    Source: Zeiler & Fergus 2014 (switches); torch.nn.MaxPool2d(window, stride, padding, ceil_mode=..., return_indices=True).
 
     >>> y, i = max_pool_with_indices(jnp.array([[1., 5.], [7., 7.]])[None, :, :, None])
     >>> float(y[0, 0, 0, 0]), int(i[0, 0, 0, 0])
     (7.0, 2)
     """
-    need_image("max_pool_with_indices", x.shape)
-    *n, h, w, c = x.shape
-    if h % 2 or w % 2:
-        x = jnp.pad(x, [(0, 0)] * len(n) + [(0, h % 2), (0, w % 2), (0, 0)], constant_values=-jnp.inf)
-    windows = x.reshape(*n, -(-h // 2), 2, -(-w // 2), 2, c).swapaxes(-4, -3).reshape(*n, -(-h // 2), -(-w // 2), 4, c)
-    index = jnp.argmax(windows, axis=-2)
-    first = index[..., None, :] == jnp.arange(4)[:, None]
-    # A masked sum has one term, so it is exact, and its gradient is the mask: no select-and-scatter.
-    return jnp.where(first, windows, jnp.zeros((), x.dtype)).sum(axis=-2), index.astype(jnp.int8)
+    rows, columns = _pooling_axes("max_pool_with_indices", x, window, stride, padding, ceil_mode)
+    return _pool(x, rows, columns), _argmax(x, rows, columns)
 
 
-def max_unpool(x: Float[Array, "*n h w c"], indices: Int8[Array, "*n h w c"]) -> Float[Array, "*n 2h 2w c"]:
-    """Put each value at the stored position of its 2x2 window, zeros elsewhere: [..., H, W, C] -> [..., 2H, 2W, C].
+def max_unpool(
+    x: Float[Array, "*n h w c"],
+    indices: Int[Array, "*n h w c"],
+    window: Pair = 2,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    *,
+    size: Pair | None = None,
+) -> Float[Array, "*n h2 w2 c"]:
+    """Put each value at the stored position of its window, zeros elsewhere: [..., H, W, C] -> [..., H2, W2, C], by default 2H and 2W.
+
+    Where overlapping windows write to one pixel, the last in row-major order wins, and the gradient goes to it alone. torch stores the
+    same on a CPU (on a GPU any of the values), but its backward gives the gradient to every window that wrote.
 
     Args:
       x: values, the shape of `indices`.
-      indices: window-relative positions 0..3 of `max_pool_with_indices`.
+      indices: positions from `max_pool_with_indices` with the same numbers. A value is dropped if its position lies outside the window,
+        in the padding or outside `size`; those of a pooling never do.
+      size: (H2, W2), that of the pooled image: less than a stride from the default (H - 1) * stride - 2 * padding + window.
 
     Raises:
-      InputError: shapes differ or are not those of images.
+      InputError: shapes differ or are not those of images, or a number is out of its range.
 
-    Source: SegNet (Badrinarayanan et al. 2017, figure 3); torch.nn.MaxUnpool2d(2).
+    Source: SegNet (Badrinarayanan et al. 2017, figure 3); torch.nn.functional.max_unpool2d(..., output_size=size).
     """
     need_image("max_unpool", x.shape)
     if x.shape != indices.shape:
@@ -52,15 +104,193 @@ def max_unpool(x: Float[Array, "*n h w c"], indices: Int8[Array, "*n h w c"]) ->
             f"max_unpool: values {x.shape} and positions {indices.shape} differ; both must be [..., H, W, C] of one pooling. "
             "Project the values to the pooled map's channels and crop them to its size first."
         )
-    *n, h, w, c = x.shape
-    spread = [jnp.where(indices == p, x, jnp.zeros((), x.dtype)) for p in range(4)]
-    rows = [jnp.stack(spread[2 * i : 2 * i + 2], axis=-2) for i in (0, 1)]  # [..., H, W, 2, C] each
-    return jnp.stack(rows, axis=-4).reshape(*n, 2 * h, 2 * w, c)
+    rows, columns = axes = _unpooling_axes("max_unpool", indices, size, window, stride, padding)
+    if any(a.window > a.stride for a in axes):
+        x = jnp.where(_overwritten(indices, rows, columns), 0, x)
+    spread = []
+    for i, j in _positions(rows, columns):
+        before = (i - rows.padding, j - columns.padding)
+        pads = [(b, a.size - b - (a.count - 1) * a.stride - 1) for b, a in zip(before, axes, strict=True)]
+        here = jnp.where(indices == i * columns.window + j, x, 0)
+        spread.append(_pad(here, 0, *pads, between=(rows.stride - 1, columns.stride - 1)))
+    return functools.reduce(operator.add, spread)  # at most one term of a pixel is not 0
 
 
-def max_pool(x: Float[Array, "*n h w c"]) -> Float[Array, "*n h2 w2 c"]:
-    """`max_pool_with_indices` without the positions."""
-    return max_pool_with_indices(x)[0]
+def flat_indices(
+    indices: Int[Array, "*n h w c"], size: Pair, window: Pair = 2, stride: Pair | None = None, padding: Pair = 0
+) -> Int32[Array, "*n h w c"]:
+    """Window-relative positions as torch's: row * W2 + column in the unpadded image of `size` (H2, W2).
+
+    Raises:
+      InputError: `indices` are no image, a number is out of its range, or `size` cannot have been pooled to [H, W].
+
+    Source: `return_indices` of torch.nn.MaxPool2d.
+    """
+    need_image("flat_indices", indices.shape)
+    rows, columns = _unpooling_axes("flat_indices", indices, size, window, stride, padding)
+    i, j = jnp.divmod(indices.astype(jnp.int32), columns.window)
+    return (i + rows.starts()[:, None, None]) * columns.size + j + columns.starts()[:, None]
 
 
-__all__ = ["max_pool", "max_pool_with_indices", "max_unpool"]
+def window_indices(
+    flat: Int[Array, "*n h w c"], size: Pair, window: Pair = 2, stride: Pair | None = None, padding: Pair = 0
+) -> Int[Array, "*n h w c"]:
+    """The inverse of `flat_indices`, with the same errors. A position outside its window becomes -1, which `max_unpool` drops."""
+    need_image("window_indices", flat.shape)
+    rows, columns = _unpooling_axes("window_indices", flat, size, window, stride, padding)
+    row, column = jnp.divmod(flat, columns.size)
+    i, j = row - rows.starts()[:, None, None], column - columns.starts()[:, None]
+    inside = (i >= 0) & (i < rows.window) & (j >= 0) & (j < columns.window)
+    return jnp.where(inside, i * columns.window + j, -1).astype(_dtype(rows, columns))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _pool(x: Array, rows: _Axis, columns: _Axis) -> Array:
+    """The maximum of each window; the rule below gives it the derivative of the first maximum, where `jnp.maximum` would halve ties."""
+    parts = [(_strided(rows, i), _strided(columns, j)) for i, j in _positions(rows, columns)]
+    return functools.reduce(jnp.maximum, [_pad(x[..., height, width, :], -jnp.inf, up, left) for (height, up), (width, left) in parts])
+
+
+@_pool.defjvp
+def _(rows, columns, primals, tangents):
+    index = lax.optimization_barrier(_argmax(primals[0], rows, columns))
+    # A checkpoint, so that what is kept for the transpose is the index and not the masks made of it.
+    read = jax.checkpoint(functools.partial(_read, rows=rows, columns=columns), prevent_cse=False)
+    return _pool(primals[0], rows, columns), read(tangents[0], index)
+
+
+def _argmax(x: Array, rows: _Axis, columns: _Axis) -> Array:
+    """The position of the first maximum of each window.
+
+    It reads cells and `_pool` strides: were they to read the same slices, XLA would store all of them for both.
+    """
+    cells = _cells(lax.stop_gradient(x), rows, columns, -jnp.inf)
+    values = []
+    for i, j in _positions(rows, columns):
+        (u, a), (v, b) = divmod(i - rows.padding, rows.stride), divmod(j - columns.padding, columns.stride)
+        pads = (-u, rows.count + u - cells.shape[-5]), (-v, columns.count + v - cells.shape[-3])
+        values.append(_pad(cells[..., a, :, b, :], -jnp.inf, *pads))
+    up, left = (np.maximum(0, -axis.starts()) for axis in (rows, columns))  # the first position of a window that is not in the padding
+    first = jnp.asarray(up[:, None, None] * columns.window + left[:, None], _dtype(rows, columns))
+    best, index = values[0], jnp.broadcast_to(first, values[0].shape)
+    for position, value in enumerate(values[1:], 1):
+        better = ~(value <= best) & (best == best)  # NaN is better than a number, nothing is better than NaN
+        best, index = jnp.where(better, value, best), jnp.where(better, jnp.asarray(position, index.dtype), index)
+    return index
+
+
+def _read(x: Array, index: Array, rows: _Axis, columns: _Axis) -> Array:
+    """What x has at the positions: linear in x, and written for its transpose, which becomes one loop over the image.
+
+    Where cell o + (u, v) can hold pixels of window o, this compares the cells with the index shifted by (u, v).
+    """
+    cells = _cells(x, rows, columns, 0)
+    height, width = cells.shape[-5], cells.shape[-3]
+    us, vs = (range(-a.padding // a.stride, (a.window - 1 - a.padding) // a.stride + 1) for a in (rows, columns))
+    # Every shift must read padding, hence the row `more`: one that reads none XLA takes from before the padding, computing the index again.
+    more = len(us) * len(vs) > 1
+    index = _pad(index, -1, (us[-1], height + more - rows.count - us[0]), (vs[-1], width - columns.count - vs[0]))
+    read = []
+    for u, v in itertools.product(us, vs):
+        i = (u * rows.stride + rows.padding + np.arange(rows.stride))[:, None, None, None]
+        j = (v * columns.stride + columns.padding + np.arange(columns.stride))[:, None]
+        inside = (i >= 0) & (i < rows.window) & (j >= 0) & (j < columns.window)
+        position = np.where(inside, i * columns.window + j, -2).astype(index.dtype)  # -2 is in no index
+        top, left = us[-1] - u, vs[-1] - v
+        shifted = index[..., top : top + height + more, None, left : left + width, None, :]
+        here = (shifted == position)[..., :height, :, :, :, :]
+        found = jnp.where(here, cells, 0).sum((-4, -2))
+        read.append(_pad(found, 0, (-u, rows.count + u - height), (-v, columns.count + v - width)))
+    return functools.reduce(operator.add, read)
+
+
+def _overwritten(indices: Array, rows: _Axis, columns: _Axis) -> Array:
+    """Whether a later window in row-major order has the same pixel."""
+    valid = (indices >= 0) & (indices < rows.window * columns.window)
+    i, j = jnp.divmod(indices.astype(jnp.int32), columns.window)
+    i = jnp.where(valid, i, rows.window)  # which lies in no window that overlaps
+    reach = (columns.window - 1) // columns.stride
+    found = jnp.zeros(indices.shape, bool)
+    for u in range((rows.window - 1) // rows.stride + 1):
+        for v in range(-reach if u else 1, reach + 1):
+            later_i, later_j = (_pad(p, rows.window, (-u, u), (-v, v)) for p in (i, j))
+            found |= (later_i == i - u * rows.stride) & (later_j == j - v * columns.stride)
+    return found
+
+
+def _positions(rows: _Axis, columns: _Axis) -> Iterable[tuple[int, int]]:
+    return itertools.product(range(rows.window), range(columns.window))
+
+
+def _strided(axis: _Axis, i: int) -> tuple[slice, tuple[int, int]]:
+    """The pixels that are the i-th of their window, and how many windows before and behind have theirs in the padding."""
+    first = min(axis.count, max(0, -((i - axis.padding) // axis.stride)))
+    behind = max(first, min(axis.count, (axis.size - 1 + axis.padding - i) // axis.stride + 1))
+    start = first * axis.stride - axis.padding + i
+    return slice(start, start + (behind - first) * axis.stride, axis.stride), (first, axis.count - behind)
+
+
+def _cells(x: Array, rows: _Axis, columns: _Axis, fill: float) -> Array:
+    """[..., H, W, C] -> [..., ceil(H / s), s, ceil(W / t), t, C] for strides s and t."""
+    height, width = -(-rows.size // rows.stride), -(-columns.size // columns.stride)
+    x = _pad(x, fill, (0, height * rows.stride - rows.size), (0, width * columns.stride - columns.size))
+    return x.reshape(*x.shape[:-3], height, rows.stride, width, columns.stride, x.shape[-1])
+
+
+def _pad(x: Array, fill: float, rows: tuple[int, int], columns: tuple[int, int], between: tuple[int, int] = (0, 0)) -> Array:
+    """Pads the height and width (before, behind), cuts off where negative; `between` is the gap between pixels."""
+    if not any((*rows, *columns, *between)):
+        return x
+    return lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0)] * (x.ndim - 3) + [(*rows, between[0]), (*columns, between[1]), (0, 0, 0)])
+
+
+def _dtype(rows: _Axis, columns: _Axis) -> type:
+    return jnp.int8 if rows.window * columns.window <= 128 else jnp.int16
+
+
+def _pooling_axes(who: str, x: Array, window: Pair, stride: Pair | None, padding: Pair, ceil_mode: bool) -> tuple[_Axis, _Axis]:
+    need_image(who, x.shape)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"{who}: got {x.dtype}; required floating point numbers. Convert the image first, e.g. x.astype(jnp.float32).")
+
+    def axis(size: int, k: int, s: int, p: int) -> _Axis:
+        count = (size + 2 * p - k + ceil_mode * (s - 1)) // s + 1
+        count -= (count - 1) * s >= size + p
+        if count < 1:
+            raise InputError(f"{who}: got an axis of {size} pixels; required a window of {k} with padding {p}. Choose a smaller window.")
+        return _Axis(size, k, s, p, count)
+
+    rows, columns = _numbers(who, window, stride, padding)
+    return axis(x.shape[-3], *rows), axis(x.shape[-2], *columns)
+
+
+def _unpooling_axes(who: str, indices: Array, size: Pair | None, window: Pair, stride: Pair | None, padding: Pair) -> tuple[_Axis, _Axis]:
+    counts, numbers = indices.shape[-3:-1], _numbers(who, window, stride, padding)
+    whole = [(n - 1) * s - 2 * p + k for n, (k, s, p) in zip(counts, numbers, strict=True)]
+    sizes = whole if size is None else _pair(who, "size", size, 1)
+    if any(abs(a - b) >= s for a, b, (_, s, _) in zip(sizes, whole, numbers, strict=True)):
+        raise InputError(
+            f"{who}: got size {size} for {counts[0]} x {counts[1]} windows; required less than a stride from {tuple(whole)}. "
+            "Give the height and width of the image that was pooled, and the window, stride and padding of that pooling."
+        )
+    rows, columns = (_Axis(size, *three, n) for size, n, three in zip(sizes, counts, numbers, strict=True))
+    return rows, columns
+
+
+def _numbers(who: str, window: Pair, stride: Pair | None, padding: Pair) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """(window, stride, padding) of the height and of the width."""
+    k = _pair(who, "window", window, 1)
+    s = k if stride is None else _pair(who, "stride", stride, 1)
+    p = _pair(who, "padding", padding, 0)
+    if k[0] * k[1] > 2**15:
+        raise InputError(f"{who}: got a window of {k}; required at most 32768 pixels. Take the maximum over whole axes instead.")
+    if 2 * p[0] > k[0] or 2 * p[1] > k[1]:
+        raise InputError(f"{who}: got padding {p} for a window of {k}; required at most half of it. Pad the image first.")
+    return (k[0], s[0], p[0]), (k[1], s[1], p[1])
+
+
+def _pair(who: str, name: str, value: Pair, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
+        raise InputError(f"{who}: got {name} {value}; required an integer from {least}, or two: for the height and the width.")
+    return pair[0], pair[1]

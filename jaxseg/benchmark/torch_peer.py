@@ -1,0 +1,252 @@
+"""torch's side of the benchmark: a worker that speaks JSON lines on standard input and output. It knows nothing of jaxseg.
+
+The parent (peers.py) runs this file with an interpreter that has torch. One request a line, one answer a line:
+
+    {"do": "hello"}                                     -> versions, threads, whether torch.compile can work
+    {"do": "operator", "file": F, "name": ..., ...}     -> relative errors against the results in F (npz); keeps the case
+    {"do": "unet", "file": F, ...}                      -> the same for the whole network
+    {"do": "run", "key": "fwd", "mode": "eager", "steps": n} -> the seconds of each step
+    {"do": "drop"}                                      -> forgets the case
+
+A failure is {"error": text}. Tensors are channels_last, which is NHWC in memory.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+
+import numpy as np
+
+
+def nchw(array, dtype=None):
+    """NHWC numpy -> NCHW torch of channels_last strides."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
+    return tensor.to(dtype, memory_format=torch.channels_last) if dtype else tensor
+
+
+def weight(array, dtype):
+    """A kernel [kh, kw, I, O] -> [I, O, kh, kw], torch's order of transposed convolutions, channels_last as `module.to` makes it."""
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 3, 0, 1))).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def nhwc(tensor):
+    return tensor.detach().float().permute(0, 2, 3, 1).numpy()
+
+
+def error(got, wanted):
+    """The largest difference as a share of the largest value."""
+    return float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-30))
+
+
+# ---- Operators -------------------------------------------------------------------------------------------------------------
+
+
+def conv_transpose(x, w, stride, padding, output_padding=0, groups=1):
+    return F.conv_transpose2d(x, w, None, stride, padding, output_padding, groups)
+
+
+def max_pool(x, window, stride, padding):
+    return F.max_pool2d(x, window, stride, padding)
+
+
+def max_unpool(x, indices):
+    return F.max_unpool2d(x, indices, (2, 2), (2, 2))
+
+
+def interpolate(x, scale, mode):
+    return F.interpolate(x, scale_factor=scale, mode=mode, align_corners=None if mode == "nearest" else False)
+
+
+def pixel_shuffle(x, scale):
+    return F.pixel_shuffle(x, scale)
+
+
+OPERATORS = {f.__name__: f for f in (conv_transpose, max_pool, max_unpool, interpolate, pixel_shuffle)}
+
+
+class Operator:
+    """One operator: the phases of operators.PHASES, eager and compiled (forward, and forward with all gradients)."""
+
+    def __init__(self, file, name, options, dtype, compiled):
+        data = np.load(file, allow_pickle=False)
+        x = nchw(data["x"], getattr(torch, dtype)).requires_grad_()
+        self.g = nchw(data["g"], getattr(torch, dtype))
+        f, self.floats, rest = OPERATORS[name], [x], []
+        if "w" in data:
+            self.floats.append(weight(data["w"], getattr(torch, dtype)).requires_grad_())
+        if "indices" in data:
+            rest = [nchw(data["indices"]).long().contiguous(memory_format=torch.channels_last)]
+        if "constant" in data:
+            rest = [weight(data["constant"], getattr(torch, dtype))]
+        self.f = {"eager": lambda *floats: f(*floats, *rest, **options)}
+        if compiled:
+            self.f["compiled"] = torch.compile(self.f["eager"], dynamic=False)
+        self.y = self.f["eager"](*self.floats)
+        self.data = data
+
+    def check(self):
+        y, grads = self.both("eager")
+        got = {"y": nhwc(y), "dx": nhwc(grads[0])}
+        if len(grads) > 1:
+            got["dw"] = grads[1].detach().float().permute(2, 3, 0, 1).numpy()
+        return {name: error(value, self.data[name]) for name, value in got.items()}
+
+    def fwd(self, mode):
+        with torch.no_grad():
+            return self.f[mode](*self.floats)
+
+    def both(self, mode):
+        y = self.f[mode](*self.floats)
+        return y, torch.autograd.grad(y, self.floats, self.g)
+
+    def dx(self, mode):
+        return torch.autograd.grad(self.y, self.floats[0], self.g, retain_graph=True)
+
+    def dw(self, mode):
+        return torch.autograd.grad(self.y, self.floats[1], self.g, retain_graph=True)
+
+
+# ---- The whole U-Net -------------------------------------------------------------------------------------------------------
+
+
+class UNet:
+    """jaxseg.models.UNet(padding="same", norm="batch", dropout=0) with transposed convolution; its modules bear the names of ours."""
+
+    def __init__(self, channels, classes, features):
+        self.depth = len(features) - 1
+        self.parts = torch.nn.ModuleDict()
+        for level in range(self.depth + 1):
+            self.convs(f"down{level}", channels if level == 0 else features[level - 1], features[level])
+        for level in range(self.depth):
+            self.parts[f"up{level}_sample"] = torch.nn.ConvTranspose2d(features[level + 1], features[level], 2, 2)
+            self.convs(f"up{level}", 2 * features[level], features[level])
+        self.parts["logits"] = torch.nn.Conv2d(features[0], classes, 1)
+
+    def convs(self, name, before, after):
+        for i, inputs in ((1, before), (2, after)):
+            self.parts[f"{name}_conv{i}"] = torch.nn.Conv2d(inputs, after, 3, padding=1, bias=False)
+            self.parts[f"{name}_norm{i}"] = torch.nn.BatchNorm2d(after)
+
+    def block(self, x, name):
+        for i in (1, 2):
+            x = F.relu(self.parts[f"{name}_norm{i}"](self.parts[f"{name}_conv{i}"](x)))
+        return x
+
+    def __call__(self, x):
+        skips = []
+        for level in range(self.depth):
+            x = self.block(x, f"down{level}")
+            skips.append(x)
+            x = F.max_pool2d(x, 2)
+        x = self.block(x, f"down{self.depth}")
+        for level in reversed(range(self.depth)):
+            x = self.parts[f"up{level}_sample"](x)
+            x = self.block(torch.cat([skips[level], x], 1), f"up{level}")
+        return self.parts["logits"](x)
+
+    def load(self, data):
+        """From Flax's names: params/down0_conv1/kernel, batch_stats/down0_norm1/mean."""
+        names = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+        for key in data:
+            if key.startswith(("params/", "batch_stats/")):
+                _, part, leaf = key.split("/")
+                value = torch.from_numpy(data[key])
+                if leaf == "kernel":
+                    value = value.permute(2, 3, 0, 1) if part.endswith("_sample") else value.permute(3, 2, 0, 1)
+                with torch.no_grad():
+                    getattr(self.parts[part], names[leaf]).copy_(value)
+
+
+class Network:
+    """Inference, and a training step with cross-entropy and Adam, of one U-Net; eager and compiled."""
+
+    def __init__(self, file, features, dtype, learning_rate, compiled):
+        data = np.load(file, allow_pickle=False)
+        self.data = data
+        self.net = UNet(data["image"].shape[-1], data["logits"].shape[-1], features)
+        self.net.load(data)
+        self.net.parts.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.autocast = torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32")
+        self.image = nchw(data["image"]).contiguous(memory_format=torch.channels_last)
+        self.label = torch.from_numpy(data["label"]).long()
+        self.optimizer = torch.optim.Adam(self.net.parts.parameters(), learning_rate)
+        self.f = {"eager": self.net.__call__}
+        if compiled:
+            self.f["compiled"] = torch.compile(self.net, dynamic=False)
+
+    def check(self):
+        errors = {"logits": error(nhwc(self.inference("eager")), self.data["logits"])}
+        losses = np.array([float(self.training("eager")) for _ in self.data["losses"]])
+        return {**errors, "losses": error(losses, self.data["losses"])}
+
+    def inference(self, mode):
+        self.net.parts.eval()
+        with torch.no_grad(), self.autocast:
+            return self.f[mode](self.image)
+
+    def training(self, mode):
+        self.net.parts.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast:
+            logits = self.f[mode](self.image)
+        loss = F.cross_entropy(logits.float(), self.label)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+
+# ---- The conversation ------------------------------------------------------------------------------------------------------
+
+
+def hello():
+    compilers = [name for name in ("g++", "clang++", "c++", "cl") if shutil.which(name)]
+    return {
+        "torch": torch.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "threads": torch.get_num_threads(),
+        "compile": bool(compilers),
+    }
+
+
+def run(case, key, mode, steps):
+    step, seconds = getattr(case, key), []
+    for _ in range(steps):
+        begun = time.perf_counter()
+        step(mode)
+        seconds.append(time.perf_counter() - begun)
+    return {"seconds": seconds}
+
+
+def main():
+    case = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        do = request.pop("do")
+        try:
+            if do == "hello":
+                answer = hello()
+            elif do in ("operator", "unet"):
+                case = (Operator if do == "operator" else Network)(**request)
+                answer = {"errors": case.check()}
+            elif do == "run":
+                answer = run(case, **request)
+            else:  # drop
+                case, answer = None, {}
+                torch.compiler.reset()
+        except Exception as failure:
+            traceback.print_exc()
+            answer = {"error": f"{type(failure).__name__}: {failure}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    # Only here, so that tools which import every module need no torch. torch's idle threads would spin for milliseconds in the parent's
+    # turn; and where another program wants a core they slow torch itself by a factor of ten. This must be set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+    import torch.nn.functional as F
+
+    main()

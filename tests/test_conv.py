@@ -1,0 +1,90 @@
+"""Laws of jaxseg.ops.conv: the values and derivatives of lax.conv_general_dilated, by fewer products where it says so."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from op_laws import hlo_names, random_array
+from random_variables import random_variables
+
+from jaxseg import ops
+from jaxseg.ops.conv import _winograd
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+PADDINGS = [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 2)), ((2, 2), (2, 2))]
+
+
+def _lax(x, kernel, padding):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=DIMENSIONS)
+
+
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (7, 10), (5, 3)])
+def test_minimal_filtering_equals_the_convolution_and_its_derivatives(size, padding):
+    x, kernel = random_array(2, *size, 5), random_array(3, 3, 5, 4, seed=1)
+    dx, dkernel = random_array(*x.shape, seed=2), random_array(*kernel.shape, seed=3)
+
+    def everything(f):
+        y, vjp = jax.vjp(f, x, kernel)
+        tangent = jax.jvp(f, (x, kernel), (dx, dkernel))[1]
+        product = jax.jvp(jax.grad(lambda x, k: (f(x, k) ** 3).sum(), (0, 1)), (x, kernel), (dx, dkernel))[1]
+        each = jax.vmap(jax.grad(lambda k, x: (f(x[None], k) ** 2).sum()), (None, 0))(kernel, x)
+        kernels = jax.vmap(lambda k: f(x, k))(jnp.stack([kernel, dkernel]))
+        return y, vjp(y), tangent, product, each, kernels
+
+    ours = jax.jit(lambda: everything(lambda x, k: _winograd(x, k, padding)))()
+    stock = jax.jit(lambda: everything(lambda x, k: _lax(x, k, padding)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(abs(b).max())), ours, stock)
+
+
+def test_an_output_depends_on_its_own_nine_pixels_only():
+    """Not even nan reaches further, whatever its place in the tile."""
+    for row, column in ((4, 4), (4, 5), (5, 4), (5, 5)):
+        x = random_array(1, 10, 10, 3)
+        x[0, row, column] = np.nan
+        y = np.asarray(_winograd(x, random_array(3, 3, 3, 2), ((1, 1), (1, 1))))[0, ..., 0]
+        reached = np.zeros((10, 10), bool)
+        reached[row - 1 : row + 2, column - 1 : column + 2] = True
+        np.testing.assert_array_equal(np.isnan(y), reached)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="minimal filtering is for CPUs")
+def test_wide_layers_only_are_filtered_so():
+    def names(x, kernel, **how):
+        def convolve(x, kernel):
+            return ops.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS, **how)
+
+        return {"convolution", "dot_general"} & hlo_names(convolve, x, kernel)
+
+    x, kernel = jnp.ones((1, 32, 32, 128)), jnp.ones((3, 3, 128, 128))
+    assert names(x, kernel) == {"dot_general"}
+    for image, weight, how in (
+        (x[..., :64], kernel[:, :, :64], {}),
+        (x[:, :16, :16], kernel, {}),
+        (x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), {}),
+        (x, kernel[:2], {}),
+        (x, kernel[:, :, :64], {"feature_group_count": 2}),
+        (x, kernel, {"rhs_dilation": (2, 2)}),
+    ):
+        assert names(image, weight, **how) == {"convolution"}
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 2))])
+def test_a_flax_layer_gives_the_same(padding):
+    x = random_array(2, 24, 25, 128)
+    layer = nn.Conv(130, (3, 3), padding=padding)
+    variables = random_variables(layer, x)
+    faster = nn.Conv(130, (3, 3), padding=padding, conv_general_dilated=ops.conv_general_dilated)
+    y, expected = (jax.jit(m.apply)(variables, x) for m in (faster, layer))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5 * float(abs(expected).max()))
+
+
+def test_everything_else_is_handed_on():
+    x, kernel = random_array(1, 9, 8, 4), random_array(3, 2, 2, 6)
+    how = {"padding": [(1, 0), (2, 1)], "lhs_dilation": (1, 2), "rhs_dilation": (2, 1), "dimension_numbers": DIMENSIONS}
+    how["feature_group_count"] = 2
+    both = (partial(f, window_strides=(2, 1), **how)(x, kernel) for f in (ops.conv_general_dilated, jax.lax.conv_general_dilated))
+    np.testing.assert_array_equal(*both)
