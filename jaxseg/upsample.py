@@ -154,7 +154,8 @@ class PixelShuffle(nn.Module):
 class Carafe(nn.Module):
     """Content-aware reassembly (CARAFE, Wang et al. 2019, section 3): each new pixel weighs its 5x5 coarse neighbours as the content says.
 
-    A 1x1 compressor to 64 channels, a 3x3 encoder to scale^2 * 25 weights, softmax; then a 1x1 projection to `features`.
+    A 1x1 projection to `features`; from it a 1x1 compressor to 64 channels, a 3x3 encoder to scale^2 * 25 weights, softmax. The weights'
+    channels are in "dcr" order; those of mmcv's checkpoints are in "crd".
     """
 
     features: int

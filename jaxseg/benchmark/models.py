@@ -107,7 +107,7 @@ def random_state(model: nn.Module, optimizer: optax.GradientTransformation, shap
         if path[-1] in ("scale", "var"):
             return np.ones(leaf.shape, leaf.dtype)
         if path[-1] == "kernel":
-            fan_in = leaf.shape[2] if path[-2].endswith("_sample") else math.prod(leaf.shape[:-1])
+            fan_in = leaf.shape[-2] if path[-2].endswith("_sample") else math.prod(leaf.shape[:-1])
             return (math.sqrt(2 / fan_in) * r.normal(size=leaf.shape)).astype(leaf.dtype)
         return np.zeros(leaf.shape, leaf.dtype)
 

@@ -2,8 +2,8 @@
 
 All is shifts, weighted sums and products of small matrices on the coarse grid: no gather, no scatter, and over a sharded height a few
 rows travel. The value and its two gradients each have a form which XLA computes fast and of which it does not find the others: it makes
-branches of the pads that are the adjoint of shifts, and adds up a sum over the channels number by number. The operation is therefore a
-primitive that JAX knows to be bilinear, with the two gradients stated once; forward and reverse mode of any order and vmap follow.
+branches of the pads that are the adjoint of shifts, and adds up a sum over the channels number by number. So the two gradients are stated,
+and the derivatives are their transposes (`product_rule`).
 """
 
 import functools
@@ -12,13 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
 from jaxseg.ops.pixel_shuffle import depth_to_space, space_to_depth
+from jaxseg.ops.product_rule import product_rule
 from jaxseg.ops.shapes import need_image
 
 
@@ -53,15 +51,10 @@ def carafe(x: Float[Array, "*n h w c"], weights: Float[Array, "*n rh rw kk"], sc
             f"{(*n, scale * h, scale * w, 'k*k')}, k odd. Bring torch's masks [N, k*k, r*H, r*W] into this order by permute(0, 2, 3, 1)."
         )
     kernels = space_to_depth(weights.astype(x.dtype), scale).reshape(math.prod(n), h, w, scale**2, k * k)
-    y = _reassemble.bind(x.reshape(math.prod(n), h, w, c), kernels)
+    y = _reassemble(x.reshape(math.prod(n), h, w, c), kernels)
     return depth_to_space(y.reshape(*n, h, w, scale**2 * c), scale)
 
 
-_reassemble = Primitive("jaxseg_carafe")
-
-
-@_reassemble.def_impl
-@jax.jit
 def _forward(x: Float[Array, "n h w c"], kernels: Float[Array, "n h w p kk"]) -> Float[Array, "n h w p c"]:
     """Shifts, one loop for each of the r*r pixels of a cell: nothing of k*k times the size is made."""
     taps, ks = _window(_wide(x), _width(kernels)), _wide(kernels)
@@ -69,7 +62,6 @@ def _forward(x: Float[Array, "n h w c"], kernels: Float[Array, "n h w p kk"]) ->
     return jnp.stack([functools.reduce(jnp.add, terms) for terms in cell], axis=-2).astype(x.dtype)
 
 
-@jax.jit
 def _x_gradient(dy: Float[Array, "n h w p c"], kernels: Float[Array, "n h w p kk"]) -> Float[Array, "n h w c"]:
     """What each coarse pixel gave, collected by it: the shifts the other way, of kernels and cotangents."""
     k, cell = _width(kernels), range(kernels.shape[-2])
@@ -78,7 +70,6 @@ def _x_gradient(dy: Float[Array, "n h w p c"], kernels: Float[Array, "n h w p kk
     return functools.reduce(jnp.add, terms).astype(dy.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="k")
 def _kernels_gradient(dy: Float[Array, "n h w p c"], x: Float[Array, "n h w c"], k: int) -> Float[Array, "n h w p kk"]:
     """Inner products over the channels of each cotangent with the k x k pixels of x: a band of a matrix product.
 
@@ -116,22 +107,14 @@ def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _shape(x: Any, kernels: Any) -> ShapedArray:
-    return ShapedArray((*kernels.shape[:-1], x.shape[-1]), x.dtype)
+def _by_x(x: Array, kernels: Array) -> Array:
+    y = jax.ShapeDtypeStruct((*kernels.shape[:-1], x.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda dy: _x_gradient(dy, kernels), y)(x)[0]
 
 
-def _batched(args: tuple[Array, Array], axes: tuple[int | None, int | None]) -> tuple[Array, int]:
-    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
-    full = [jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(args, axes, strict=True)]
-    y = _reassemble.bind(*(a.reshape(size * a.shape[1], *a.shape[2:]) for a in full))
-    return y.reshape(size, -1, *y.shape[1:]), 0
+def _by_kernels(x: Array, kernels: Array) -> Array:
+    y = jax.ShapeDtypeStruct((*kernels.shape[:-1], x.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda dy: _kernels_gradient(dy, x, _width(kernels)), y)(kernels)[0]
 
 
-_reassemble.def_abstract_eval(_shape)
-mlir.register_lowering(_reassemble, mlir.lower_fun(_forward, multiple_results=False))
-ad.defbilinear(
-    _reassemble,
-    lambda dy, x, kernels: _x_gradient(dy, kernels),
-    lambda dy, x, kernels: _kernels_gradient(dy, x, _width(kernels.aval)),
-)
-batching.primitive_batchers[_reassemble] = _batched
+_reassemble = product_rule(x=_by_x, kernel=_by_kernels)(_forward)

@@ -109,11 +109,13 @@ def max_unpool(
         x = jnp.where(_overwritten(indices, rows, columns), 0, x)
     spread = []
     for i, j in _positions(rows, columns):
-        before = (i - rows.padding, j - columns.padding)
-        pads = [(b, a.size - b - (a.count - 1) * a.stride - 1) for b, a in zip(before, axes, strict=True)]
         here = jnp.where(indices == i * columns.window + j, x, 0)
+        pads = (i, rows.window - 1 - i), (j, columns.window - 1 - j)
         spread.append(_pad(here, 0, *pads, between=(rows.stride - 1, columns.stride - 1)))
-    return functools.reduce(operator.add, spread)  # at most one term of a pixel is not 0
+    whole = functools.reduce(operator.add, spread)  # at most one term of a pixel is not 0
+    # Cut off here, not in the pads above: XLA's partitioner aborts the process at a pad that dilates and cuts a sharded axis.
+    cut = ((-a.padding, a.size + a.padding - n) for a, n in zip(axes, whole.shape[-3:-1], strict=True))
+    return _pad(whole, 0, *cut)
 
 
 def flat_indices(
