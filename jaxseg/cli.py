@@ -14,6 +14,7 @@ jaxseg: image segmentation for JAX.
   jaxseg train CONFIG.py [--option value ...] --workdir DIR      train; the same command goes on after an interruption
   jaxseg evaluate WORKDIR [--split S]                            score a trained model on a split
   jaxseg predict WORKDIR FILE_OR_FOLDER... --out DIR             segment images
+  jaxseg benchmark upsampling --out DIR                          what each upsampling method and operator costs on this machine
 
 Each has --help. From nothing to a trained model:
 
@@ -51,6 +52,10 @@ def _run(command: str, rest: list[str]) -> int:
         from jaxseg.data.commands import main as data
 
         return data(rest)
+    if command == "benchmark":
+        from jaxseg.benchmark.upsampling import main as benchmark
+
+        return benchmark(rest)
     if command == "train":
         from jaxseg.train import main as train
 
@@ -63,7 +68,7 @@ def _run(command: str, rest: list[str]) -> int:
         from jaxseg.predict import predict
 
         return tyro.cli(predict, args=rest, prog="jaxseg predict")
-    raise InputError(f"no such command; there are data, train, evaluate and predict. See jaxseg --help. Got {command!r}")
+    raise InputError(f"no such command; there are data, train, evaluate, predict and benchmark. See jaxseg --help. Got {command!r}")
 
 
 if __name__ == "__main__":

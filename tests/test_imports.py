@@ -19,7 +19,8 @@ STOREYS = (  # bottom to top; the longest name that fits decides
     ("inference",),
     ("train_state",),
     ("parallel", "checkpoint", "config", "model_json", "run_folder", "run_log", "progress", "report"),
-    ("train", "evaluate", "predict", "report_run", "data.commands", "cli"),
+    ("benchmark",),
+    ("train", "evaluate", "predict", "report_run", "data.commands", "benchmark.upsampling", "benchmark.torch_peer", "cli"),
 )
 SCRIPTS = frozenset(STOREYS[-1])
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}

@@ -7,7 +7,7 @@ the height and width. `flat_indices` and `window_indices` convert to and from to
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -106,12 +106,11 @@ def max_unpool(
         )
     rows, columns = axes = _unpooling_axes("max_unpool", indices, size, window, stride, padding)
     if any(a.window > a.stride for a in axes):
-        x = jnp.where(_overwritten(indices, rows, columns), 0, x)
-    spread = []
+        return _overlapping_unpool(x, indices, rows, columns)
+    spread, between = [], (rows.stride - 1, columns.stride - 1)
     for i, j in _positions(rows, columns):
         here = jnp.where(indices == i * columns.window + j, x, 0)
-        pads = (i, rows.window - 1 - i), (j, columns.window - 1 - j)
-        spread.append(_pad(here, 0, *pads, between=(rows.stride - 1, columns.stride - 1)))
+        spread.append(_pad(here, 0, (i, rows.window - 1 - i), (j, columns.window - 1 - j), between))
     whole = functools.reduce(operator.add, spread)  # at most one term of a pixel is not 0
     # Cut off here, not in the pads above: XLA's partitioner aborts the process at a pad that dilates and cuts a sharded axis.
     cut = ((-a.padding, a.size + a.padding - n) for a, n in zip(axes, whole.shape[-3:-1], strict=True))
@@ -167,11 +166,11 @@ def _argmax(x: Array, rows: _Axis, columns: _Axis) -> Array:
     It reads cells and `_pool` strides: were they to read the same slices, XLA would store all of them for both.
     """
     cells = _cells(lax.stop_gradient(x), rows, columns, -jnp.inf)
+    height, width = cells.shape[-5], cells.shape[-3]
     values = []
     for i, j in _positions(rows, columns):
         (u, a), (v, b) = divmod(i - rows.padding, rows.stride), divmod(j - columns.padding, columns.stride)
-        pads = (-u, rows.count + u - cells.shape[-5]), (-v, columns.count + v - cells.shape[-3])
-        values.append(_pad(cells[..., a, :, b, :], -jnp.inf, *pads))
+        values.append(_pad(cells[..., a, :, b, :], -jnp.inf, (-u, rows.count + u - height), (-v, columns.count + v - width)))
     up, left = (np.maximum(0, -axis.starts()) for axis in (rows, columns))  # the first position of a window that is not in the padding
     first = jnp.asarray(up[:, None, None] * columns.window + left[:, None], _dtype(rows, columns))
     best, index = values[0], jnp.broadcast_to(first, values[0].shape)
@@ -182,42 +181,44 @@ def _argmax(x: Array, rows: _Axis, columns: _Axis) -> Array:
 
 
 def _read(x: Array, index: Array, rows: _Axis, columns: _Axis) -> Array:
-    """What x has at the positions: linear in x, and written for its transpose, which becomes one loop over the image.
-
-    Where cell o + (u, v) can hold pixels of window o, this compares the cells with the index shifted by (u, v).
-    """
+    """What x has at the positions: linear in x, and written for its transpose, which becomes one loop over the image."""
     cells = _cells(x, rows, columns, 0)
     height, width = cells.shape[-5], cells.shape[-3]
-    us, vs = (range(-a.padding // a.stride, (a.window - 1 - a.padding) // a.stride + 1) for a in (rows, columns))
-    # Every shift must read padding, hence the row `more`: one that reads none XLA takes from before the padding, computing the index again.
-    more = len(us) * len(vs) > 1
-    index = _pad(index, -1, (us[-1], height + more - rows.count - us[0]), (vs[-1], width - columns.count - vs[0]))
     read = []
-    for u, v in itertools.product(us, vs):
-        i = (u * rows.stride + rows.padding + np.arange(rows.stride))[:, None, None, None]
-        j = (v * columns.stride + columns.padding + np.arange(columns.stride))[:, None]
-        inside = (i >= 0) & (i < rows.window) & (j >= 0) & (j < columns.window)
-        position = np.where(inside, i * columns.window + j, -2).astype(index.dtype)  # -2 is in no index
-        top, left = us[-1] - u, vs[-1] - v
-        shifted = index[..., top : top + height + more, None, left : left + width, None, :]
-        here = (shifted == position)[..., :height, :, :, :, :]
+    for (u, v), here in _hits(index, rows, columns):
         found = jnp.where(here, cells, 0).sum((-4, -2))
         read.append(_pad(found, 0, (-u, rows.count + u - height), (-v, columns.count + v - width)))
     return functools.reduce(operator.add, read)
 
 
-def _overwritten(indices: Array, rows: _Axis, columns: _Axis) -> Array:
-    """Whether a later window in row-major order has the same pixel."""
-    valid = (indices >= 0) & (indices < rows.window * columns.window)
-    i, j = jnp.divmod(indices.astype(jnp.int32), columns.window)
-    i = jnp.where(valid, i, rows.window)  # which lies in no window that overlaps
-    reach = (columns.window - 1) // columns.stride
-    found = jnp.zeros(indices.shape, bool)
-    for u in range((rows.window - 1) // rows.stride + 1):
-        for v in range(-reach if u else 1, reach + 1):
-            later_i, later_j = (_pad(p, rows.window, (-u, u), (-v, v)) for p in (i, j))
-            found |= (later_i == i - u * rows.stride) & (later_j == j - v * columns.stride)
-    return found
+def _overlapping_unpool(x: Array, indices: Array, rows: _Axis, columns: _Axis) -> Array:
+    """Of the windows that write to a pixel, the last overwrites the others."""
+    indices = jnp.maximum(indices, -1)  # -2 means something in `_hits`
+    cells = jnp.zeros((), x.dtype)
+    for (_, here), (_, values) in zip(_hits(indices, rows, columns), _shifted(x, 0, rows, columns), strict=True):
+        cells = jnp.where(here, values[..., : here.shape[-5], :, :, :, :], cells)
+    *n, height, s, width, t, c = cells.shape
+    return cells.reshape(*n, height * s, width * t, c)[..., : rows.size, : columns.size, :]
+
+
+def _hits(index: Array, rows: _Axis, columns: _Axis) -> Iterator[tuple[tuple[int, int], Array]]:
+    """Which pixels, as cells, are at the position of window o, for each (u, v) such that cell o + (u, v) can hold pixels of window o."""
+    for (u, v), shifted in _shifted(index, -1, rows, columns):
+        i = (u * rows.stride + rows.padding + np.arange(rows.stride))[:, None, None, None]
+        j = (v * columns.stride + columns.padding + np.arange(columns.stride))[:, None]
+        inside = (i >= 0) & (i < rows.window) & (j >= 0) & (j < columns.window)
+        position = np.where(inside, i * columns.window + j, -2).astype(index.dtype)
+        yield (u, v), (shifted == position)[..., : -(-rows.size // rows.stride), :, :, :, :]
+
+
+def _shifted(x: Array, fill: float, rows: _Axis, columns: _Axis) -> Iterator[tuple[tuple[int, int], Array]]:
+    """What window o has, at cell o + (u, v): [..., H2, W2, C] -> [..., ceil(H / s) + 0 or 1, 1, ceil(W / t), 1, C], late windows last."""
+    us, vs = (range((a.window - 1 - a.padding) // a.stride, -a.padding // a.stride - 1, -1) for a in (rows, columns))
+    # Every shift must read padding, hence another row: one that reads none XLA takes from before the padding, computing x again.
+    height, width = -(-rows.size // rows.stride) + (len(us) * len(vs) > 1), -(-columns.size // columns.stride)
+    x = _pad(x, fill, (us[0], height - rows.count - us[-1]), (vs[0], width - columns.count - vs[-1]))
+    for u, v in itertools.product(us, vs):
+        yield (u, v), x[..., us[0] - u : us[0] - u + height, None, vs[0] - v : vs[0] - v + width, None, :]
 
 
 def _positions(rows: _Axis, columns: _Axis) -> Iterable[tuple[int, int]]:

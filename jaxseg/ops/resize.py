@@ -22,7 +22,7 @@ from jaxseg.ops.shapes import need_image
 
 NEAREST = ("nearest", "nearest_exact")
 METHODS = (*NEAREST, "bilinear", "bicubic", "bicubic_torch")
-MOST_TERMS = 32
+MOST_TERMS = 20
 """Sums of more weights than these are products of small matrices. Measured on CPUs."""
 
 
