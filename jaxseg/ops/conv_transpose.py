@@ -185,7 +185,8 @@ def _sub_pixel(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
 
 
 def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
-    if min(stride) >= 4 and dilation == (1, 1):
+    whole_blocks = all(k % s == 0 for k, s in zip(kernel.shape[:2], stride, strict=True))
+    if dilation == (1, 1) and min(stride) > 1 and (whole_blocks or min(stride) >= 4):
         return _sub_pixel(x, kernel, stride, edges)
     return _dilated(x, kernel, stride, edges, dilation)
 
