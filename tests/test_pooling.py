@@ -206,7 +206,7 @@ def test_any_windows_take_the_first_maximum_and_send_the_gradient_there(geometry
     for ceil_mode, ties in itertools.product((True, False), (True, False)):
         x = random_array(2, 7, 8, 3, ties=ties)
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=QUICK)
         def pool_and_back(x, ceil_mode=ceil_mode):
             y, vjp, index = jax.vjp(lambda x: pooling.max_pool_with_indices(x, *geometry, ceil_mode=ceil_mode), x, has_aux=True)
             return y, index, vjp(jnp.sin(y) + 1)[0]
@@ -222,33 +222,30 @@ def test_any_windows_take_the_first_maximum_and_send_the_gradient_there(geometry
         np.testing.assert_allclose(gradient, want.reshape(x.shape), rtol=1e-6, atol=1e-6)
 
 
-def test_ceil_mode_covers_every_pixel_and_floor_mode_stays_inside():
-    for k, s, p, size in itertools.product((1, 2, 3, 4), (1, 2, 3), (0, 1), range(3, 10)):
-        if 2 * p > k:
-            continue
-        x = jnp.zeros((size, 4, 1))
-        pool = {
-            mode: jax.eval_shape(lambda x, m=mode: pooling.max_pool(x, (k, 1), (s, 1), (p, 0), ceil_mode=m), x) for mode in (True, False)
-        }
-        starts = {mode: np.arange(y.shape[0]) * s - p for mode, y in pool.items()}
-        assert np.all(starts[True] < size)
-        assert starts[True][-1] + s >= size or starts[True][-1] + k >= size + p
-        assert starts[False][-1] + k <= size + p < starts[False][-1] + k + s
+def test_ceil_mode_leaves_no_pixel_over_and_floor_mode_stays_inside():
+    def starts(k, s, p, size, ceil_mode):
+        y = jax.eval_shape(lambda: pooling.max_pool(jnp.zeros((size, 4, 1)), (k, 1), (s, 1), (p, 0), ceil_mode=ceil_mode))
+        return np.arange(y.shape[0]) * s - p
+
+    for k, s, p, size in itertools.product((1, 2, 3, 4), (1, 2, 3), (0, 1), range(4, 9)):
+        if 2 * p <= k:
+            last = starts(k, s, p, size, True)[-1]
+            assert last < size <= max(last + k - p, last + s)
+            last = starts(k, s, p, size, False)[-1]
+            assert last + k <= size + p < last + k + s
 
 
 @GEOMETRIES
 def test_positions_never_lie_in_the_padding(geometry):
     """Whatever is -inf, all of it included: then it is the first pixel of the window that is in the image."""
+    pool = jax.jit(lambda x: pooling.max_pool_with_indices(x, *geometry), compiler_options=QUICK)
     for share in (1, 0.8):
         x = random_array(2, 5, 6, 2)
         x[np.random.default_rng(1).random(x.shape) < share] = -np.inf
-        y, index = jax.jit(lambda x: pooling.max_pool_with_indices(x, *geometry))(x)
+        y, index = pool(x)
         inside = np.isfinite(_general_windows(np.zeros_like(x), *geometry, y.shape[1:3]))
         windows = np.where(inside, _general_windows(np.maximum(x, -1e30), *geometry, y.shape[1:3]), -np.inf)
         np.testing.assert_array_equal(index, windows.argmax(-1))
-    flat = np.asarray(pooling.flat_indices(index, (5, 6), *geometry))
-    assert flat.min() >= 0
-    assert flat.max() < 30
 
 
 def test_the_first_nan_of_a_window_is_its_maximum_also_when_windows_overlap():
@@ -272,13 +269,13 @@ def _compare_with_torch(window, stride, padding, ceil_mode, size):
         back, unpool_vjp = jax.vjp(lambda v: pooling.max_unpool(v, index, *geometry, size=size), v)
         return y, index, flat, pooling.window_indices(flat, size, *geometry), vjp(g)[0], back, unpool_vjp(u)[0]
 
+    compare = jax.jit(everything, compiler_options=QUICK)
     for x in (random_array(2, *size, 3), random_array(2, *size, 3, ties=True), np.zeros((2, *size, 3), np.float32)):
         tx = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_()
         ty, tflat = torch.nn.functional.max_pool2d(tx, window, stride, padding, ceil_mode=ceil_mode, return_indices=True)
         shape = tuple(ty.permute(0, 2, 3, 1).shape)
         g, v, u = (random_array(*shape, seed=1), random_array(*shape, seed=2), random_array(2, *size, 3, seed=3))
-        everything = jax.jit(everything, compiler_options=QUICK)
-        y, index, flat, index_again, gradient, back, back_gradient = map(np.asarray, everything(x, g, v, u))
+        y, index, flat, index_again, gradient, back, back_gradient = map(np.asarray, compare(x, g, v, u))
         np.testing.assert_array_equal(y, ty.detach().permute(0, 2, 3, 1))
         np.testing.assert_array_equal(flat, tflat.permute(0, 2, 3, 1))
         np.testing.assert_array_equal(index_again, index)
@@ -295,7 +292,7 @@ def _compare_with_torch(window, stride, padding, ceil_mode, size):
 
 
 @needs_torch
-@pytest.mark.parametrize("config", CONFIGS[5::19], ids=str)
+@pytest.mark.parametrize("config", CONFIGS[5::23], ids=str)
 def test_any_windows_equal_torch_in_values_positions_and_gradients(config):
     _compare_with_torch(*config)
 
@@ -365,21 +362,22 @@ def test_values_whose_positions_lie_outside_are_dropped(geometry):
 @GEOMETRIES
 def test_flat_and_window_positions_are_each_others_inverse(geometry):
     window = geometry[0]
-    x = jnp.zeros((6, 7, 1))
-    counts = jax.eval_shape(lambda x: pooling.max_pool(x, *geometry), x).shape[:2]
-    inside = np.isfinite(_general_windows(np.zeros(x.shape), *geometry, counts))  # [H2, W2, 1, window pixels]
-    index = np.broadcast_to(np.arange(window[0] * window[1], dtype=np.int8), inside.shape)[:, :, 0]  # positions as channels
-    flat = np.asarray(pooling.flat_indices(index, (6, 7), *geometry))
-    inside = inside[:, :, 0]
-    pixels = _general_windows(np.arange(42.0).reshape(6, 7, 1), *geometry, counts)[:, :, 0]
+    counts = jax.eval_shape(lambda: pooling.max_pool(jnp.zeros((6, 7, 1)), *geometry)).shape[:2]
+    pixels = _general_windows(np.arange(42.0).reshape(6, 7, 1), *geometry, counts)[:, :, 0]  # [H2, W2, window pixels]
+    index = np.broadcast_to(np.arange(window[0] * window[1], dtype=np.int8), pixels.shape)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def there_and_back(index, other):
+        flat = pooling.flat_indices(index, (6, 7), *geometry)
+        return flat, *(pooling.window_indices(f, (6, 7), *geometry) for f in (flat, other))
+
+    flat, back, other = map(np.asarray, there_and_back(index, np.full((*counts, 1), 41)))
+    inside = np.isfinite(pixels)
     np.testing.assert_array_equal(flat[inside], pixels[inside])
-    back = pooling.window_indices(flat, (6, 7), *geometry)
-    assert back.dtype == jnp.int8
-    np.testing.assert_array_equal(np.asarray(back)[inside], index[inside])
-    # A pixel of another window becomes -1.
-    far = pooling.window_indices(np.full((*counts, 1), 41), (6, 7), *geometry)
-    np.testing.assert_array_equal(np.asarray(far)[:, :, 0] >= 0, (pixels == 41).any(-1))
-    assert np.asarray(far).min() == -1
+    np.testing.assert_array_equal(back[inside], index[inside])
+    assert back.dtype == np.int8
+    # What lies outside its window becomes -1.
+    np.testing.assert_array_equal(other[:, :, 0], np.where((pixels == 41).any(-1), (pixels == 41).argmax(-1), -1))
 
 
 def test_positions_are_int8_while_they_fit():
@@ -387,7 +385,7 @@ def test_positions_are_int8_while_they_fit():
     for window, dtype in (((8, 16), jnp.int8), ((129, 1), jnp.int16), ((11, 12), jnp.int16)):
         big = jnp.zeros((130, 30, 1))
         assert jax.eval_shape(lambda x, w=window: pooling.max_pool_with_indices(x, w, ceil_mode=False), big)[1].dtype == dtype
-    y, index = jax.jit(lambda x: pooling.max_pool_with_indices(x, (11, 12), ceil_mode=False), compiler_options=QUICK)(x)
+    _, index = jax.jit(lambda x: pooling.max_pool_with_indices(x, (11, 12), ceil_mode=False), compiler_options=QUICK)(x)
     assert int(index[0, 0, 0]) == x[:11, :12].argmax()
     back = pooling.window_indices(pooling.flat_indices(index, (12, 22), (11, 12)), (12, 22), (11, 12))
     assert back.dtype == jnp.int16
@@ -398,7 +396,7 @@ def test_positions_are_int8_while_they_fit():
 def test_overlapping_windows_are_exact_in_every_float(dtype):
     x = jnp.asarray(random_array(2, 6, 7, 3), dtype)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def run(x):
         y, vjp, index = jax.vjp(lambda x: pooling.max_pool_with_indices(x, *OVERLAPPING), x, has_aux=True)
         return y, index, vjp(jnp.ones_like(y))[0], pooling.max_unpool(y, index, *OVERLAPPING, size=(6, 7))
@@ -419,7 +417,7 @@ def test_overlapping_windows_differentiate_in_every_mode():
     def f(x):
         return (pool(x) ** 3).sum()
 
-    y, index = pooling.max_pool_with_indices(x, *OVERLAPPING)
+    y, index = jax.jit(lambda x: pooling.max_pool_with_indices(x, *OVERLAPPING), compiler_options=QUICK)(x)
     flat = np.asarray(pooling.flat_indices(index, (5, 6), *OVERLAPPING)).reshape(3, -1, 2)
     reading = np.zeros((3, 2, flat.shape[1], 30), np.float32)  # R of each image and channel
     np.put_along_axis(reading, flat.transpose(0, 2, 1)[..., None], 1, -1)
@@ -434,44 +432,53 @@ def test_overlapping_windows_differentiate_in_every_mode():
     def same(got, want):
         np.testing.assert_allclose(got, np.asarray(want).reshape(got.shape), rtol=1e-5, atol=1e-5)
 
-    quick = {"compiler_options": QUICK}
-    same(jax.jit(lambda x, v: jax.jvp(pool, (x,), (v,))[1], **quick)(x, v), read(channels_first))
-    same(jax.jit(jax.grad(f), **quick)(x), spread(3 * y**2))
-    same(jax.jit(jax.vmap(jax.grad(f)), **quick)(x), spread(3 * y**2))
-    same(jax.jit(lambda x: jax.vmap(pool, 2, 2)(x.swapaxes(0, 2)), **quick)(x), y.reshape(pool(x).shape).swapaxes(0, 2))
-    want = spread(6 * y * read(channels_first))
-    same(jax.jit(lambda x, v: jax.jvp(jax.grad(f), (x,), (v,))[1], **quick)(x, v), want)  # forward over reverse
-    same(jax.jit(lambda x, v: jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), v))(x), **quick)(x, v), want)  # reverse over reverse
-    jacobian = jax.jit(lambda x: (jax.jacfwd(pool)(x), jax.jacrev(pool)(x)), **quick)(x[0, ..., :1])
-    for j in jacobian:
-        same(j, reading[0, 0])
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def derivatives(x, v):
+        corner = x[0, ..., :1]
+        jvp = jax.jvp(pool, (x,), (v,))[1]
+        gradients = jax.grad(f)(x), jax.vmap(jax.grad(f))(x)
+        forward_over_reverse = jax.jvp(jax.grad(f), (x,), (v,))[1]
+        reverse_over_reverse = jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), v))(x)
+        return jvp, gradients, (forward_over_reverse, reverse_over_reverse), (jax.jacfwd(pool)(corner), jax.jacrev(pool)(corner))
+
+    jvp, gradients, products, jacobians = derivatives(x, v)
+    same(jvp, read(channels_first))
+    for gradient in gradients:
+        same(gradient, spread(3 * y**2))
+    for product in products:
+        same(product, spread(6 * y * read(channels_first)))
+    for jacobian in jacobians:
+        same(jacobian, reading[0, 0])
+    mapped = jax.jit(jax.vmap(pool, 1, 1), compiler_options=QUICK)(x.swapaxes(0, 1))
+    same(mapped.swapaxes(0, 1), y)
 
 
-def test_derivatives_agree_with_finite_differences():
+def test_first_and_second_derivatives_agree_with_finite_differences():
     with jax.enable_x64(True):
         x = np.random.default_rng(0).permutation(4 * 5 * 2).reshape(4, 5, 2) / 10  # no two nearer than 0.1
-        index = pooling.max_pool_with_indices(x, *OVERLAPPING)[1]
+        index = jax.jit(lambda x: pooling.max_pool_with_indices(x, *OVERLAPPING)[1], compiler_options=QUICK)(x)
 
         def f(x):
             y = pooling.max_pool(x, *OVERLAPPING)
             return jnp.sin(pooling.max_unpool(y * y, index, *OVERLAPPING, size=(4, 5)))
 
-        check_grads(jax.jit(f, compiler_options=QUICK), (x,), order=2, modes=("fwd", "rev"), eps=1e-4, rtol=1e-6, atol=1e-6)
+        close = {"order": 1, "eps": 1e-4, "rtol": 1e-5, "atol": 1e-6}
+        check_grads(jax.jit(f), (x,), modes=("fwd", "rev"), **close)
+        check_grads(jax.jit(jax.grad(lambda x: jnp.vdot(f(x), jnp.cos(x)))), (x,), modes=("rev",), **close)
 
 
-@pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 1), ((3, 2), 1, (1, 0)), (2, 3, 1), (4, 2, 0)])
+@pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 1), (2, (3, 1), (1, 0))])
 def test_any_windows_compile_without_scatter_and_gather(window, stride, padding):
+    """Pooling and unpooling with their gradients, and all these in forward mode."""
     x = jnp.asarray(random_array(2, 8, 9, 3))
-    pool = functools.partial(pooling.max_pool, window=window, stride=stride, padding=padding)
-    y, index = pooling.max_pool_with_indices(x, window, stride, padding)
-    unpool = functools.partial(pooling.max_unpool, indices=index, window=window, stride=stride, padding=padding, size=(8, 9))
 
-    def twice(x):
-        return jax.jvp(jax.grad(lambda x: (unpool(pool(x) ** 2) ** 2).sum()), (x,), (x,))
+    def squares(x):
+        y, index = pooling.max_pool_with_indices(x, window, stride, padding)
+        return (pooling.max_unpool(y**2, index, window, stride, padding, size=(8, 9)) ** 2).sum()
 
-    for seen in (hlo_names(forward_and_backward(pool), x), hlo_names(forward_and_backward(unpool), y), hlo_names(twice, x)):
-        assert "select" in seen
-        assert not seen & MOVES
+    seen = hlo_names(lambda x: jax.jvp(jax.value_and_grad(squares), (x,), (x,)), x)
+    assert "select" in seen
+    assert not seen & MOVES
 
 
 def test_those_lowerings_are_seen_where_they_are():
@@ -484,7 +491,7 @@ def test_those_lowerings_are_seen_where_they_are():
 @pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
 def test_the_transpose_keeps_the_positions_only(window, stride, padding):
     x = jnp.asarray(random_array(2, 32, 32, 8))
-    y, vjp = jax.vjp(lambda x: pooling.max_pool(x, window, stride, padding), x)
+    y, vjp = jax.jit(lambda x: jax.vjp(lambda x: pooling.max_pool(x, window, stride, padding), x), compiler_options=QUICK)(x)
     kept = sorted(jax.tree.leaves(vjp), key=lambda leaf: leaf.size)
     assert (kept[-1].shape, kept[-1].dtype) == (y.shape, jnp.int8)
     assert sum(leaf.size for leaf in kept[:-1]) < 100  # constants
@@ -500,15 +507,12 @@ def test_the_gradient_of_overlapping_windows_computes_the_positions_once(window,
 
     def image_readers(pool):
         text = jax.jit(forward_and_backward(pool)).lower(x).compile().as_text()
-        entry = text[text.index("ENTRY") :].splitlines()
-        (image,) = re.findall(r"%(\S+) = \S+ parameter\(0\)", "\n".join(entry))
-        return [line.split(" = ")[1] for line in entry[1:] if re.search(rf"\(.*%{re.escape(image)}\b.*\)", line.split(" = ")[-1])]
+        entry = text[text.index("ENTRY") :]
+        (image,) = re.findall(r"%(\S+) = \S+ parameter\(0\)", entry)
+        return re.findall(rf"= (.*\(.*%{re.escape(image)}[,)].*)", entry)
 
     readers = image_readers(lambda x: pooling.max_pool(x, window, stride, padding, ceil_mode=False))
-    side = 32 // stride
-    assert len(readers) == 2  # the maxima and their positions
-    assert sorted(re.match(r"\w+", reader)[0] for reader in readers) == ["f32", "s8"]
-    assert all(f"[2,{side}" in reader for reader in readers)
+    assert sorted(re.match(r"\w+", reader)[0] for reader in readers) == ["f32", "s8"]  # the maxima and the positions
 
 
 def sharded_and_not(out: Path) -> None:
@@ -521,13 +525,14 @@ def sharded_and_not(out: Path) -> None:
     result = {}
 
     def compare(name, f, *args):
-        placed = [jax.device_put(a, height) if a.shape[1] % 8 == 0 else a for a in args]
-        compiled = jax.jit(f).lower(*placed).compile()
+        placed = [jax.device_put(a, height) for a in args]
+        compiled = jax.jit(f, out_shardings=height).lower(*placed).compile()
         same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), compiled(*placed), jax.jit(f)(*args))
         result[name] = [sorted(set(re.findall(r"\b(all-[a-z]+|collective-permute)\(", compiled.as_text()))), all(jax.tree.leaves(same))]
 
-    for name, geometry in (("2x2", (2, 2, 0)), ("3x3", (3, 2, 1)), ("dense", (3, 1, 1))):
-        pool = functools.partial(pooling.max_pool_with_indices, window=geometry[0], stride=geometry[1], padding=geometry[2])
+    for name, geometry in (("2x2", (2, 2, 0)), ("3x3", (3, 2, 1))):
+        window, stride, padding = geometry
+        pool = functools.partial(pooling.max_pool_with_indices, window=window, stride=stride, padding=padding, ceil_mode=False)
         y, index = pool(x)
 
         def unpool(y, index, geometry=geometry):
@@ -551,7 +556,7 @@ def sharded(tmp_path_factory):
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("name", ["2x2", "3x3", "dense"])
+@pytest.mark.parametrize("name", ["2x2", "3x3"])
 def test_sharding_the_height_changes_no_bit_and_gathers_nothing(sharded, name):
     for which in ("pool", "unpool"):
         collectives, same = sharded[f"{which} {name}"]
@@ -585,17 +590,9 @@ def _zeros(*shape):
         (lambda: pooling.max_pool(_zeros(4, 4, 1), 200), "got a window of (200, 200); required at most 32768", "whole axes"),
         (lambda: pooling.max_pool(_zeros(9, 2, 1), 3, 1), "got an axis of 2 pixels; required a window of 3", "smaller window"),
         (lambda: pooling.max_unpool(_zeros(3, 4, 1), _zeros(3, 4, 1), size=(5, 10)), "size (5, 10) for 3 x 4 windows", "that was pooled"),
-        (
-            lambda: pooling.max_unpool(_zeros(3, 4, 1), _zeros(3, 4, 1), size=(0, 8)),
-            "got size (0, 8); required an integer from 1",
-            "or two",
-        ),
+        (lambda: pooling.max_unpool(_zeros(3, 4, 1), _zeros(3, 4, 1), size=(0, 8)), "got size (0, 8); required an integer from 1", "two"),
         (lambda: pooling.flat_indices(_zeros(3, 4), (6, 8)), "flat_indices: got shape (3, 4)", "Add the missing axes"),
-        (
-            lambda: pooling.flat_indices(_zeros(3, 4, 1), (6, 10)),
-            "flat_indices: got size (6, 10)",
-            "required less than a stride from (6, 8)",
-        ),
+        (lambda: pooling.flat_indices(_zeros(3, 4, 1), (6, 10)), "flat_indices: got size (6, 10)", "less than a stride from (6, 8)"),
         (lambda: pooling.window_indices(_zeros(3, 4), (6, 8)), "window_indices: got shape (3, 4)", "Add the missing axes"),
         (lambda: pooling.window_indices(_zeros(3, 4, 1), (4, 8)), "window_indices: got size (4, 8)", "padding of that pooling"),
     ],

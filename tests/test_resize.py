@@ -74,7 +74,7 @@ def _equals_torch(method, align_corners, old, new):
 
 
 @needs_torch
-@pytest.mark.parametrize("case", TORCH_CASES[::11], ids=str)
+@pytest.mark.parametrize("case", TORCH_CASES[::17], ids=str)
 def test_resizing_equals_torch(case):
     _equals_torch(*case)
 
@@ -100,7 +100,7 @@ def _equals_jax(method, old, new):
         _close(got, expected)
 
 
-@pytest.mark.parametrize("case", JAX_CASES[::13], ids=str)
+@pytest.mark.parametrize("case", JAX_CASES[::17], ids=str)
 def test_resizing_equals_jax_image_resize(case):
     _equals_jax(*case)
 
@@ -116,48 +116,59 @@ def test_bicubic_with_aligned_corners_equals_scale_and_translate(old, new):
     x = random_array(2, *old, 3)
     scale = (np.array(new) - 1) / (np.array(old) - 1)
     where = (jnp.asarray(scale, jnp.float32), jnp.asarray((1 - scale) / 2, jnp.float32))
-    expected = jax.image.scale_and_translate(x, (2, *new, 3), (1, 2), *where, method="cubic", antialias=False)
-    _close(resize(x, new, "bicubic", align_corners=True), expected)
+
+    @jax.jit
+    def both(x):
+        theirs = jax.image.scale_and_translate(x, (2, *new, 3), (1, 2), *where, method="cubic", antialias=False)
+        return resize(x, new, "bicubic", align_corners=True), theirs
+
+    _close(*both(x))
 
 
 @pytest.mark.parametrize("method", NEAREST)
-@pytest.mark.parametrize(("old", "new"), [(3, 5), (17, 33), (9, 7), (6, 98), (31, 12), (100, 150), (127, 150)])
+@pytest.mark.parametrize(("old", "new"), [(3, 5), (17, 33), (9, 7), (6, 98), (127, 150)])
 def test_nearest_takes_the_pixel_of_its_definition_of_any_type(method, old, new):
     pixels = PIXELS[method](np.arange(new), old, new)
     label = np.arange(2 * old, dtype=np.int32).reshape(old, 2, 1)
-    np.testing.assert_array_equal(resize(label, (new, 2), method), label[pixels])
-    np.testing.assert_array_equal(resize(label.swapaxes(0, 1) % 2 == 1, (2, new), method), label.swapaxes(0, 1)[:, pixels] % 2 == 1)
+    rows, columns = jax.jit(lambda x: (resize(x, (new, 2), method), resize(x.swapaxes(0, 1) % 2 == 1, (2, new), method)))(label)
+    np.testing.assert_array_equal(rows, label[pixels])
+    np.testing.assert_array_equal(columns, label.swapaxes(0, 1)[:, pixels] % 2 == 1)
 
 
 @pytest.mark.parametrize("most_terms", [0, 1000])
 def test_any_sparse_map_is_the_same_in_blocks_multiplied_or_summed(most_terms, monkeypatch):
     monkeypatch.setattr(sys.modules["jaxseg.ops.resize"], "MOST_TERMS", most_terms)
     r = np.random.default_rng(0)
-    for old, new in [(7, 7), (5, 12), (12, 5), (2, 40), (13, 3), (9, 10)]:
+    for old, new in [(7, 7), (5, 12), (12, 5), (2, 40), (9, 10)]:
         index, weight = r.integers(0, old, (new, 2)), r.integers(-3, 4, (new, 2)) * 1.0
         matrix = np.zeros((new, old))
         np.add.at(matrix, (np.arange(new)[:, None], index), weight)
-        map_, identity = phases(index, weight, old), np.eye(old, dtype=np.float32)
-        np.testing.assert_array_equal(weighted_sum(identity[:, None], -3, map_)[:, 0], matrix)
-        np.testing.assert_array_equal(weighted_sum(identity[None], -2, map_)[0], matrix)
+        map_ = phases(index, weight, old)
+        rows, columns = jax.jit(lambda x, m=map_: (weighted_sum(x[:, None], -3, m), weighted_sum(x[None], -2, m)))(np.eye(old))
+        np.testing.assert_array_equal(rows[:, 0], matrix)
+        np.testing.assert_array_equal(columns[0], matrix)
 
 
 @DTYPES
 def test_constants_stay_and_the_type_too(dtype):
-    for (method, align_corners), new in itertools.product(KINDS, [(6, 20), (9, 7), (48, 2)]):
-        y = resize(jnp.full((3, 5, 1), 3, dtype), new, method, align_corners=align_corners)
-        assert y.shape == (*new, 1)
+    cases = list(itertools.product(KINDS, [6, 7, 48]))
+    x = jnp.full((3, 1, 2), 3, dtype)
+    for ((method, aligned), new), y in zip(
+        cases, jax.jit(lambda x: [resize(x, (n, 1), m, align_corners=a) for (m, a), n in cases])(x), strict=True
+    ):
+        assert y.shape == (new, 1, 2)
         assert y.dtype == dtype
-        exact = dtype != jnp.float32 or method in NEAREST or (new == (6, 20) and not align_corners and method != "bicubic")
+        power_of_two = new in (6, 48) and not aligned and method != "bicubic"  # the weights have few bits
+        exact = dtype != jnp.float32 or method in NEAREST or power_of_two
         np.testing.assert_allclose(np.asarray(y, np.float32), 3, rtol=0 if exact else 3e-7)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_short_floats_are_rounded_once(dtype):
-    x = jnp.asarray(random_array(3, 4, 5, 2), dtype)
-    for method, new in WAYS:
-        expected = resize(x.astype(jnp.float32), new, method).astype(dtype)
-        np.testing.assert_array_equal(resize(x, new, method), expected)
+    x = jnp.asarray(random_array(3, 4, 2), dtype)
+    f = jax.jit(lambda x: [resize(x, new, method) for method, new in WAYS])
+    for got, expected in zip(f(x), f(x.astype(jnp.float32)), strict=True):
+        np.testing.assert_array_equal(got, expected.astype(dtype))
 
 
 def _polynomial(size, old, align_corners, quadratic):
@@ -173,10 +184,10 @@ def _polynomial(size, old, align_corners, quadratic):
 @pytest.mark.parametrize("new", [(14, 16), (21, 11), (9, 5)])
 def test_inside_lines_stay_lines_and_with_keys_parabolas_too(new, align_corners):
     old = 7, 8
-    for method in INTERPOLATION:
-        quadratic = method == "bicubic"
-        expected = _polynomial(new, old, align_corners, quadratic)
-        y = resize(_polynomial(old, old, align_corners, quadratic), new, method, align_corners=align_corners)
+    images = [_polynomial(old, old, align_corners, method == "bicubic") for method in INTERPOLATION]
+    f = jax.jit(lambda xs: [resize(x, new, m, align_corners=align_corners) for x, m in zip(xs, INTERPOLATION, strict=True)])
+    for method, y in zip(INTERPOLATION, f(images), strict=True):
+        expected = _polynomial(new, old, align_corners, method == "bicubic")
         row, column = (2 * -(-n // m) for n, m in zip(new, old, strict=True))
         if method == "bicubic_torch":  # a = -3/4 does not even reproduce lines
             assert np.abs(y - expected)[row:-row, column:-column].max() > 1e-2 or new == (9, 5)
@@ -186,22 +197,25 @@ def test_inside_lines_stay_lines_and_with_keys_parabolas_too(new, align_corners)
             np.testing.assert_allclose(y[row:-row, column:-column], expected[row:-row, column:-column], atol=2e-5)
 
 
-@pytest.mark.parametrize(("method", "align_corners"), KINDS)
-def test_every_new_pixel_hands_a_weight_of_one_back(method, align_corners):
-    gradient = jax.grad(lambda x: resize(x, (7, 12), method, align_corners=align_corners).sum())(jnp.ones((5, 6, 2)))
-    np.testing.assert_allclose(gradient.sum((0, 1)), 7 * 12, rtol=1e-6)
+def test_every_new_pixel_hands_a_weight_of_one_back():
+    def total(x, method, align_corners):
+        return resize(x, (7, 12), method, align_corners=align_corners).sum()
+
+    for gradient in jax.jit(lambda x: [jax.grad(total)(x, *kind) for kind in KINDS])(jnp.ones((5, 6, 2))):
+        np.testing.assert_allclose(gradient.sum((0, 1)), 7 * 12, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("method", "new"), [("nearest", (13, 8)), ("nearest_exact", (4, 3)), ("nearest", (12, 10)), ("bilinear", (12, 20))]
 )
 def test_nan_and_infinity_stay_within_their_footprints(method, new):
+    f = jax.jit(partial(resize, size=new, method=method))
     for row, column in [(0, 0), (2, 3), (5, 4)]:
         mark = np.zeros((6, 5, 1), np.float32)
         mark[row, column] = 1
-        touched = np.asarray(resize(mark, new, method)) > 0
-        np.testing.assert_array_equal(np.isnan(resize(np.where(mark, np.nan, mark), new, method)), touched)
-        np.testing.assert_array_equal(np.isposinf(resize(np.where(mark, np.inf, mark), new, method)), touched)
+        touched = np.asarray(f(mark)) > 0
+        np.testing.assert_array_equal(np.isnan(f(np.where(mark, np.float32(np.nan), mark))), touched)
+        np.testing.assert_array_equal(np.isposinf(f(np.where(mark, np.float32(np.inf), mark))), touched)
 
 
 @LEADING
@@ -274,9 +288,10 @@ def test_no_size_compiles_to_gather_or_scatter(method, new):
     [
         (lambda x: resize(x[0], (2, 2)), "resize: got shape (4, 3)", "Add the missing axes"),
         (lambda x: resize(x, (2, 2), "cubic"), "got method 'cubic'", "nearest, nearest_exact, bilinear, bicubic, bicubic_torch"),
-        (lambda x: resize(x, (2, 0)), "got size (2, 0) for shape (4, 4, 3)", "at least one pixel"),
-        (lambda x: resize(x, (2, 2, 3)), "got size (2, 2, 3)", "a height and a width"),
-        (lambda x: resize(x[:0], (2, 2)), "for shape (0, 4, 3)", "at least one pixel"),
+        (lambda x: resize(x, (2, 0)), "got size (2, 0) for shape (4, 4, 3)", "from one pixel on"),
+        (lambda x: resize(x, (2, 2, 3)), "got size (2, 2, 3)", "a whole height and width"),
+        (lambda x: resize(x, (2.5, 2)), "got size (2.5, 2)", "a whole height and width"),
+        (lambda x: resize(x[:0], (2, 2)), "for shape (0, 4, 3)", "from one pixel on"),
         (lambda x: resize(x, (2, 2), "nearest", align_corners=True), "align_corners=True with method 'nearest'", "Leave it out"),
         (lambda x: resize(x.astype(int), (2, 2)), "got int32 with method 'bilinear'", "take 'nearest' for labels"),
     ],

@@ -293,7 +293,7 @@ def _numbers(who: str, window: Pair, stride: Pair | None, padding: Pair) -> tupl
 
 
 def _pair(who: str, name: str, value: Pair, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise InputError(f"{who}: got {name} {value}; required an integer from {least}, or two: for the height and the width.")
     return pair[0], pair[1]

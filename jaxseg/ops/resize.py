@@ -37,8 +37,8 @@ def resize(
       x: floats; any type with the nearest methods.
       size: the new height and width.
       method: one of
-        "nearest": pixel floor(i * in / out), torch's 'nearest'. (Torch divides in float32, and so takes the pixel before where
-          i * in / out is a whole number in some pairs of sizes whose reduced ratio has an output side of 41 or more.)
+        "nearest": pixel floor(i * in / out), torch's 'nearest'. (Torch computes it in float32: in 2 of 100 pairs of sizes it takes the pixel
+          before at some places where i * in / out is whole.)
         "nearest_exact": the pixel under the new pixel's centre, torch's 'nearest-exact', `jax.image.resize`'s 'nearest'.
         "bilinear": of both libraries.
         "bicubic": Keys' a = -1/2; at the edges the weights inside are scaled to sum 1. `jax.image.resize`'s 'cubic'.
@@ -56,9 +56,9 @@ def resize(
     need_image("resize", x.shape)
     if method not in METHODS:
         raise InputError(f"resize: got method {method!r}; required one of {', '.join(METHODS)}.")
-    if len(size) != 2 or min(*size, *x.shape[-3:-1]) < 1:
+    if len(size) != 2 or not all(isinstance(n, int | np.integer) for n in size) or min(*size, *x.shape[-3:-1]) < 1:
         raise InputError(
-            f"resize: got size {tuple(size)} for shape {x.shape}; required a height and a width of at least one pixel in both."
+            f"resize: got size {tuple(size)} for shape {x.shape}; required a whole height and width, from one pixel on, of both."
         )
     if method in NEAREST and align_corners:
         raise InputError(f"resize: got align_corners=True with method {method!r}; only interpolation has it. Leave it out.")
@@ -112,9 +112,8 @@ def phases(index: np.ndarray, weight: np.ndarray, n: int) -> Phases:
     vectors = np.zeros((len(names), blocks(a, b)))
     np.add.at(vectors, (term, o // a), w)
     pq, k = np.divmod(names, 2 * (n + out))
-    return Phases(
-        out, blocks(a, b), a, b, {(p // b, p % b, s - n - out): v for p, s, v in zip(pq.tolist(), k.tolist(), vectors, strict=True)}
-    )
+    keys = zip((pq // b).tolist(), (pq % b).tolist(), (k - n - out).tolist(), strict=True)
+    return Phases(out, blocks(a, b), a, b, dict(zip(keys, vectors, strict=True)))
 
 
 def weighted_sum(x: Float[Array, "*n h w c"], axis: int, map_: Phases) -> Float[Array, "*n h2 w2 c"]:
@@ -210,13 +209,10 @@ def _grid(old: int, new: int, method: str, align_corners: bool) -> Phases:
     if method in NEAREST:
         index = o * old // new if method == "nearest" else (2 * o + 1) * old // (2 * new)
         return phases(index[:, None], np.ones((new, 1)), old)
-    position = o * ((old - 1) / max(new - 1, 1)) if align_corners else (o + 0.5) * (old / new) - 0.5
-    if method == "bilinear":
-        position = np.clip(position, 0, old - 1)
-    first = np.floor(position).astype(int)
-    reach = np.arange(2) if method == "bilinear" else np.arange(-1, 3)
-    index = first[:, None] + reach
-    weight = _kernel(method, np.abs(position[:, None] - index))
+    # In whole numbers, so that a new pixel on an old one reads no other.
+    position, unit = (o * (old - 1), max(new - 1, 1)) if align_corners else ((2 * o + 1) * old - new, 2 * new)
+    index = position[:, None] // unit + (np.arange(2) if method == "bilinear" else np.arange(-1, 3))
+    weight = _kernel(method, np.abs(position[:, None] - unit * index) / unit)
     if method == "bicubic":
         weight = np.where((index >= 0) & (index < old), weight, 0)
         weight /= weight.sum(1, keepdims=True)
