@@ -71,7 +71,7 @@ class ZeroInsertConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
         x = ops.zero_insert(x, self.scale)
-        return nn.Conv(self.features, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv")(x)
+        return _conv3x3(self.features, self.dtype)(x)
 
 
 class NearestConv(nn.Module):
@@ -84,7 +84,7 @@ class NearestConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
         x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), "nearest")
-        return nn.Conv(self.features, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv")(x)
+        return _conv3x3(self.features, self.dtype)(x)
 
 
 class BilinearConv(nn.Module):
@@ -97,7 +97,7 @@ class BilinearConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
         x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), "bilinear")
-        return nn.Conv(self.features, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv")(x)
+        return _conv3x3(self.features, self.dtype)(x)
 
 
 class BicubicConv(nn.Module):
@@ -110,7 +110,7 @@ class BicubicConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
         x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), "bicubic")
-        return nn.Conv(self.features, (3, 3), kernel_init=he_normal, dtype=self.dtype, name="conv")(x)
+        return _conv3x3(self.features, self.dtype)(x)
 
 
 class BilinearFilter(nn.Module):
@@ -147,7 +147,7 @@ class PixelShuffle(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
         init = ops.icnr(he_normal, self.scale)
-        conv = nn.Conv(self.features * self.scale**2, (3, 3), kernel_init=init, dtype=self.dtype, name="conv")
+        conv = _conv3x3(self.features * self.scale**2, self.dtype, init)
         return ops.depth_to_space(conv(x), self.scale)
 
 
@@ -238,3 +238,7 @@ def _doublings(module: nn.Module) -> int:
         who = type(module).__name__
         raise InputError(f"{who}: got scale {module.scale}; required a power of 2 from 2. Any other upsampler takes it.")
     return steps
+
+
+def _conv3x3(features: int, dtype: Any, init: Any = he_normal) -> nn.Conv:
+    return nn.Conv(features, (3, 3), kernel_init=init, dtype=dtype, conv_general_dilated=ops.conv_general_dilated, name="conv")

@@ -387,6 +387,9 @@ def test_positions_are_int8_while_they_fit():
         assert jax.eval_shape(lambda x, w=window: pooling.max_pool_with_indices(x, w, ceil_mode=False), big)[1].dtype == dtype
     _, index = jax.jit(lambda x: pooling.max_pool_with_indices(x, (11, 12), ceil_mode=False), compiler_options=QUICK)(x)
     assert int(index[0, 0, 0]) == x[:11, :12].argmax()
+    assert pooling.flat_indices(np.full((1, 1, 1), 127, np.int8), (1, 128), (1, 128)) == 127
+    with jax.enable_x64(True):
+        assert jax.eval_shape(lambda: pooling.flat_indices(index, (12, 22), (11, 12))).dtype == jnp.int32
     back = pooling.window_indices(pooling.flat_indices(index, (12, 22), (11, 12)), (12, 22), (11, 12))
     assert back.dtype == jnp.int16
     np.testing.assert_array_equal(back, index)

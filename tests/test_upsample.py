@@ -1,7 +1,13 @@
 """One conformance test for every upsampler: its contract alone, and inside a U-Net of either padding."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 import typing
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -203,3 +209,45 @@ def test_an_upsampler_may_be_a_partial():
         )
     logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 5, 6, 1)))
     assert logits.shape == (1, 5, 6, 2)
+
+
+def collectives_of_a_sharded_height(out: Path) -> None:
+    """What the child process does: each upsampler, and a U-Net, with its gradients, the height over 8 devices."""
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    mesh = Mesh(np.array(jax.devices()), ("height",))
+    height, whole = NamedSharding(mesh, PartitionSpec(None, "height")), NamedSharding(mesh, PartitionSpec())
+    result = {}
+
+    def look(name, module, x, *rest):
+        variables = random_variables(module, x, *rest)
+
+        def loss(variables, x, *rest):
+            y = module.apply(variables, x, *rest)
+            return (y**2).mean(), y
+
+        both = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        here = jax.device_put((variables, x, *rest), (whole, height, *[height] * len(rest)))
+        compiled = jax.jit(both, out_shardings=((whole, height), (whole, height))).lower(*here).compile()
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), compiled(*here), jax.jit(both)(variables, x, *rest))
+        result[name] = sorted(set(re.findall(r"\b(all-[a-z]+|collective-permute)\(", compiled.as_text())))
+
+    x, indices = _inputs(2, h=16)
+    for name, upsampler in UPSAMPLERS.items():
+        look(name, upsampler(features=3), x, *([indices] if name == "max_unpool" else []))
+    image = np.random.default_rng(0).normal(size=(1, 64, 16, 1)).astype(np.float32)
+    look("unet", UNet(num_classes=2, features=(4, 6), padding="same"), image)
+    look("unet with max unpooling", UNet(num_classes=2, features=(4, 6), padding="same", upsample=MaxUnpool), image)
+    out.write_text(json.dumps(result))
+
+
+def test_a_sharded_height_is_never_gathered(tmp_path):
+    code = f"import sys, pathlib; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_upsample as t; "
+    code += f"t.collectives_of_a_sharded_height(pathlib.Path({str(tmp_path / 'result.json')!r}))"
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["transposed"] == ["all-reduce"]  # of the weights' gradient
+    assert not [name for name, collectives in found.items() if "all-gather" in collectives]

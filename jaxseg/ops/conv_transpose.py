@@ -171,16 +171,18 @@ def _kernel_as_image(x: Array, kernel: Array, stride: Pair, edges: Edges, dilati
 
 
 def _sub_pixel(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
-    """The same, undilated, as one convolution to stride^2 times the channels on the coarse grid, and a depth to space (Shi et al. 2016)."""
+    """The same, undilated: on the coarse grid, a convolution for each row of a cell, its channels the columns (Shi et al. 2016)."""
     (sh, sw), o = stride, kernel.shape[3]
     size = _size(x.shape[1:3], kernel.shape[:2], stride, edges, (1, 1))
-    blocks = _blocks(kernel, stride)
-    th, tw, _, _, i, _ = blocks.shape
+    blocks = _blocks(kernel, stride).transpose(2, 0, 1, 4, 3, 5)[:, ::-1, ::-1]
+    _, th, tw, i, _, _ = blocks.shape
     x = jnp.pad(x, [(0, 0), (th - 1, th - 1), (tw - 1, tw - 1), (0, 0)])
-    blocks = blocks.transpose(0, 1, 4, 2, 3, 5).reshape(th, tw, i, sh * sw * o)[::-1, ::-1]
-    y = lax.conv_general_dilated(x, blocks, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    n, h, w, _ = y.shape
-    y = y.reshape(n, h, w, sh, sw, o).swapaxes(2, 3).reshape(n, h * sh, w * sw, o)
+    rows = [
+        lax.conv_general_dilated(x, row.reshape(th, tw, i, sw * o), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        for row in blocks
+    ]
+    n, h, w, _ = rows[0].shape
+    y = jnp.stack([row.reshape(n, h, w * sw, o) for row in rows], 2).reshape(n, h * sh, w * sw, o)
     return _cut(y, kernel.shape[:2], edges, size)
 
 
@@ -191,7 +193,13 @@ def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilati
     return _dilated(x, kernel, stride, edges, dilation)
 
 
-_general = product_rule(x=_dilated, kernel=_kernel_as_image)(_general_forward)
+def _by_kernel(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
+    if dilation == (1, 1) and min(stride) >= 4:
+        return _sub_pixel(x, kernel, stride, edges)
+    return _kernel_as_image(x, kernel, stride, edges, dilation)
+
+
+_general = product_rule(x=_dilated, kernel=_by_kernel)(_general_forward)
 
 
 # One filter a channel.

@@ -1,7 +1,8 @@
 """Max pooling that stores the positions of its maxima, and its inverse, without gather, scatter or select-and-scatter.
 
 Positions are window-relative: row * window width + column. Nothing depends on the image's size, so both directions shard freely over
-the height and width. `flat_indices` and `window_indices` convert to and from torch's positions.
+the height and width. `flat_indices` and `window_indices` convert to and from torch's positions. Meant for small windows: each pixel of
+a window is a term of its own in the program.
 """
 
 import functools
@@ -32,13 +33,13 @@ class _Axis(NamedTuple):
     count: int
 
     def starts(self) -> np.ndarray:
-        return np.arange(self.count) * self.stride - self.padding
+        return np.arange(self.count, dtype=np.int32) * self.stride - self.padding
 
 
 def max_pool(
     x: Float[Array, "*n h w c"], window: Pair = 2, stride: Pair | None = None, padding: Pair = 0, *, ceil_mode: bool = True
 ) -> Float[Array, "*n h2 w2 c"]:
-    """`max_pool_with_indices` without the positions, which are then computed for derivatives only."""
+    """`max_pool_with_indices` without the positions, which only derivatives then compute: [..., H, W, C] -> [..., H2, W2, C]."""
     return _pool(x, *_pooling_axes("max_pool", x, window, stride, padding, ceil_mode))
 
 
@@ -113,8 +114,7 @@ def max_unpool(
         spread.append(_pad(here, 0, (i, rows.window - 1 - i), (j, columns.window - 1 - j), between))
     whole = functools.reduce(operator.add, spread)  # at most one term of a pixel is not 0
     # Cut off here, not in the pads above: XLA's partitioner aborts the process at a pad that dilates and cuts a sharded axis.
-    cut = ((-a.padding, a.size + a.padding - n) for a, n in zip(axes, whole.shape[-3:-1], strict=True))
-    return _pad(whole, 0, *cut)
+    return _pad(whole, 0, *((-a.padding, a.size + a.padding - n) for a, n in zip(axes, whole.shape[-3:-1], strict=True)))
 
 
 def flat_indices(
@@ -193,7 +193,7 @@ def _read(x: Array, index: Array, rows: _Axis, columns: _Axis) -> Array:
 
 def _overlapping_unpool(x: Array, indices: Array, rows: _Axis, columns: _Axis) -> Array:
     """Of the windows that write to a pixel, the last overwrites the others."""
-    indices = jnp.maximum(indices, -1)  # -2 means something in `_hits`
+    indices = jnp.maximum(indices.astype(jnp.int32), -1)  # -2 means something in `_hits`
     cells = jnp.zeros((), x.dtype)
     for (_, here), (_, values) in zip(_hits(indices, rows, columns), _shifted(x, 0, rows, columns), strict=True):
         cells = jnp.where(here, values[..., : here.shape[-5], :, :, :, :], cells)

@@ -37,8 +37,8 @@ def resize(
       x: floats; any type with the nearest methods.
       size: the new height and width.
       method: one of
-        "nearest": pixel floor(i * in / out), torch's 'nearest'. (Torch computes it in float32: in 2 of 100 pairs of sizes it takes the pixel
-          before at some places where i * in / out is whole.)
+        "nearest": pixel floor(i * in / out), torch's 'nearest'. (Torch computes it in float32: in 2 of 100 pairs of sizes it takes the
+          pixel before at some places where i * in / out is whole.)
         "nearest_exact": the pixel under the new pixel's centre, torch's 'nearest-exact', `jax.image.resize`'s 'nearest'.
         "bilinear": of both libraries.
         "bicubic": Keys' a = -1/2; at the edges the weights inside are scaled to sum 1. `jax.image.resize`'s 'cubic'.
