@@ -139,8 +139,9 @@ def test_nearest_takes_the_pixel_of_its_definition_of_any_type(method, old, new)
 def test_any_sparse_map_is_the_same_in_blocks_multiplied_or_summed(most_terms, monkeypatch):
     monkeypatch.setattr(sys.modules["jaxseg.ops.resize"], "MOST_TERMS", most_terms)
     r = np.random.default_rng(0)
-    for old, new in [(7, 7), (5, 12), (12, 5), (2, 40), (9, 10)]:
-        index, weight = r.integers(0, old, (new, 2)), r.integers(-3, 4, (new, 2)) * 1.0
+    for old, new in [(7, 7), (20, 48), (48, 20), (3, 40), (40, 44)]:
+        index = np.clip(np.arange(new)[:, None] * old // new + r.integers(-2, 3, (new, 2)), 0, old - 1)
+        weight = r.integers(-3, 4, (new, 2)) * 1.0
         matrix = np.zeros((new, old))
         np.add.at(matrix, (np.arange(new)[:, None], index), weight)
         map_ = phases(index, weight, old)
