@@ -154,9 +154,10 @@ def _pool(x: Array, rows: _Axis, columns: _Axis) -> Array:
 
 @_pool.defjvp
 def _(rows, columns, primals, tangents):
+    index = lax.optimization_barrier(_argmax(primals[0], rows, columns))
     # A checkpoint, so that what is kept for the transpose is the index and not the masks made of it.
     read = jax.checkpoint(functools.partial(_read, rows=rows, columns=columns), prevent_cse=False)
-    return _pool(primals[0], rows, columns), read(tangents[0], _argmax(primals[0], rows, columns))
+    return _pool(primals[0], rows, columns), read(tangents[0], index)
 
 
 def _argmax(x: Array, rows: _Axis, columns: _Axis) -> Array:
