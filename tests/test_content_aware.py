@@ -233,3 +233,18 @@ def test_errors_say_what_was_got_and_what_to_do(call, got, advice):
         call()
     assert got in str(error.value)
     assert advice in str(error.value)
+
+
+def test_carafe_works_in_shard_map():
+    x, weights = random_array(2, 4, 4, 2), random_array(2, 8, 8, 9, seed=1)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+
+    def loss(x, weights):
+        return (carafe(x, weights) ** 2).sum()
+
+    summed = jax.grad(lambda x, w: jax.lax.psum(loss(x, w), "data"), (0, 1))
+    mapped = jax.shard_map(summed, mesh=mesh, in_specs=(spec, spec), out_specs=(spec, spec))
+    both = zip(jax.jit(mapped)(x, weights), jax.grad(loss, (0, 1))(x, weights), strict=True)
+    for got, expected in both:
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)

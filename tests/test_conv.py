@@ -88,3 +88,27 @@ def test_everything_else_is_handed_on():
     how["feature_group_count"] = 2
     both = (partial(f, window_strides=(2, 1), **how)(x, kernel) for f in (ops.conv_general_dilated, jax.lax.conv_general_dilated))
     np.testing.assert_array_equal(*both)
+
+
+def test_other_layouts_are_not_taken_for_nhwc():
+    x, kernel = random_array(1, 34, 34, 128), random_array(3, 3, 128, 128)
+    for layout in (("NHWC", "HWOI", "NHWC"), ("NWHC", "HWIO", "NHWC"), None):
+        both = (f(x, kernel, (1, 1), "SAME", dimension_numbers=layout) for f in (ops.conv_general_dilated, jax.lax.conv_general_dilated))
+        if layout:
+            np.testing.assert_array_equal(*both)
+        else:
+            with pytest.raises(ValueError, match="feature"):
+                list(both)
+
+
+def test_minimal_filtering_works_in_shard_map():
+    x, kernel = random_array(2, 8, 8, 3), random_array(3, 3, 3, 2, seed=1)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def gradients(x, kernel):
+        return jax.grad(lambda x, k: jax.lax.psum((_winograd(x, k, ((1, 1), (1, 1))) ** 2).sum(), "data"), (0, 1))(x, kernel)
+
+    mapped = jax.shard_map(gradients, mesh=mesh, in_specs=(spec("data"), spec()), out_specs=(spec("data"), spec()))
+    expected = jax.grad(lambda x, k: (_lax(x, k, "SAME") ** 2).sum(), (0, 1))(x, kernel)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3), jax.jit(mapped)(x, kernel), expected)

@@ -78,6 +78,8 @@ def upsampling(
     setting = networks.Setting(size, batch, features, dtype, parallel)
     chosen = _names("--models", models, MODELS), _names("--methods", methods, UPSAMPLERS)
     _check(setting, devices)
+    if only == "operators" and devices > 1:
+        raise InputError(f"--devices {devices}: operators are measured on one device only. Leave it out, or --only models.")
     used = _devices(devices)
     if torch_python is not None and used[0].platform != "cpu":
         raise InputError(

@@ -108,12 +108,12 @@ def _wide(x: Array) -> Array:
 
 
 def _by_x(x: Array, kernels: Array) -> Array:
-    y = jax.ShapeDtypeStruct((*kernels.shape[:-1], x.shape[-1]), x.dtype)
+    y = _forward(x, kernels)  # for its type only, which in shard_map is more than a shape; XLA drops the value
     return jax.linear_transpose(lambda dy: _x_gradient(dy, kernels), y)(x)[0]
 
 
 def _by_kernels(x: Array, kernels: Array) -> Array:
-    y = jax.ShapeDtypeStruct((*kernels.shape[:-1], x.shape[-1]), x.dtype)
+    y = _forward(x, kernels)  # for its type only, which in shard_map is more than a shape; XLA drops the value
     return jax.linear_transpose(lambda dy: _kernels_gradient(dy, x, _width(kernels)), y)(kernels)[0]
 
 

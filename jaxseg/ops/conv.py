@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxseg.ops.product_rule import product_rule
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+_NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
 def conv_general_dilated(
@@ -34,7 +35,13 @@ def conv_general_dilated(
 
     Source: Lavin & Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4.1.
     """
-    plain = x.ndim == 4 and feature_group_count == 1 and all(set(d or (1,)) == {1} for d in (window_strides, lhs_dilation, rhs_dilation))
+    nhwc = x.ndim == 4 and lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers) == _NHWC
+    plain = (
+        nhwc
+        and precision is None
+        and feature_group_count == 1
+        and all(set(d or (1,)) == {1} for d in (window_strides, lhs_dilation, rhs_dilation))
+    )
     wide = kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= 128 and x.dtype == kernel.dtype == jnp.float32
     if plain and wide and jax.default_backend() == "cpu":
         edges = lax.padtype_to_pads(x.shape[1:3], (3, 3), (1, 1), padding) if isinstance(padding, str) else padding
@@ -84,8 +91,7 @@ def _outputs(m: Sequence[Array]) -> list[Array]:
 def _by_input(x: Array, kernel: Array, padding: Padding) -> Array:
     """The transpose of `_tiles` for the convolution that turns cotangents into input gradients, so that its own transpose is that."""
     (top, bottom), (left, right) = padding
-    n, h, w, _ = x.shape
-    y = jax.ShapeDtypeStruct((n, h + top + bottom - 2, w + left + right - 2, kernel.shape[3]), x.dtype)
+    y = _tiles(x, kernel, padding)  # for its type only, which in shard_map is more than a shape; XLA drops the value
     return jax.linear_transpose(lambda y: _tiles(y, kernel, ((2 - top, 2 - bottom), (2 - left, 2 - right)), turned=True), y)(x)[0]
 
 

@@ -22,7 +22,7 @@ def zero_insert(x: Shaped[Array, "*n h w c"], scale: int = 2) -> Shaped[Array, "
     [[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
     """
     need_image("zero_insert", x.shape)
-    if scale < 1:
-        raise InputError(f"zero_insert: got scale {scale}; required at least 1. x[..., ::scale, ::scale, :] reduces.")
+    if not isinstance(scale, int) or scale < 1:
+        raise InputError(f"zero_insert: got scale {scale}; required at least 1, an integer. x[..., ::scale, ::scale, :] reduces.")
     holes = (0, scale - 1, scale - 1)
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * (x.ndim - 3) + [holes, holes, (0, 0, 0)])
