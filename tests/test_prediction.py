@@ -191,7 +191,8 @@ def test_the_fixed_filter_compiles_without_gather_scatter_dot_and_convolution():
         (lambda x: upsample_prediction(x, 4, kernel=jnp.ones((3, 3))), "got a kernel of shape (3, 3)", "k at least 4"),
         (lambda x: upsample_prediction(x, 2, size=(4, 4)), "got offset=None and size=(4, 4)", "both or neither"),
         (lambda x: upsample_prediction(x, 2, offset=-1, size=(4, 4)), "got offset -1 and size (4, 4)", "Pad the image more"),
-        (lambda x: upsample_prediction(x, 2, offset=3, size=(8, 8)), "the whole has 10 x 10 pixels", "ask for less"),
+        (lambda x: upsample_prediction(x, 2, offset=3, size=(8, 7)), "the whole has 10 x 10 pixels", "ask for less"),
+        (lambda x: upsample_prediction(x, 2, offset=3, size=(7, 8)), "the whole has 10 x 10 pixels", "ask for less"),
     ],
 )
 def test_errors_say_what_was_got_and_what_to_do(call, got, advice):

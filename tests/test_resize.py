@@ -47,7 +47,14 @@ JAX = {"nearest_exact": "nearest", "bilinear": "bilinear", "bicubic": "cubic", "
 TORCH_CASES = [(*kind, *size) for size, kind in itertools.product(SIZES, KINDS) if kind[0] in TORCH]
 JAX_CASES = [(method, *size) for size, method in itertools.product(SIZES, JAX)]
 # One of each way that an axis can go: repeated, selected, summed, multiplied, reduced.
-WAYS = [("nearest", (6, 8)), ("nearest", (5, 7)), ("bilinear", (6, 7)), ("bicubic", (36, 5)), ("bicubic_torch", (2, 3))]
+WAYS = [
+    ("nearest", (6, 8)),
+    ("nearest", (5, 7)),
+    ("bilinear", (6, 8)),
+    ("bilinear", (6, 7)),
+    ("bicubic", (36, 5)),
+    ("bicubic_torch", (2, 3)),
+]
 PIXELS = {"nearest": lambda o, n, m: o * n // m, "nearest_exact": lambda o, n, m: (2 * o + 1) * n // (2 * m)}
 
 
@@ -135,19 +142,38 @@ def test_nearest_takes_the_pixel_of_its_definition_of_any_type(method, old, new)
     np.testing.assert_array_equal(columns, label.swapaxes(0, 1)[:, pixels] % 2 == 1)
 
 
-@pytest.mark.parametrize("most_terms", [0, 1000])
-def test_any_sparse_map_is_the_same_in_blocks_multiplied_or_summed(most_terms, monkeypatch):
+@pytest.mark.parametrize(
+    ("most_terms", "sizes", "dots"),
+    [(0, [(7, 28), (3, 40)], 2), (1000, [(7, 7), (20, 48), (48, 20), (40, 44)], 0)],
+    ids=["multiplied", "summed"],
+)
+def test_any_sparse_map_is_the_same_in_blocks(most_terms, sizes, dots, monkeypatch):
     monkeypatch.setattr(sys.modules["jaxseg.ops.resize"], "MOST_TERMS", most_terms)
     r = np.random.default_rng(0)
-    for old, new in [(7, 7), (20, 48), (48, 20), (3, 40), (40, 44)]:
-        index = np.clip(np.arange(new)[:, None] * old // new + r.integers(-2, 3, (new, 2)), 0, old - 1)
-        weight = r.integers(-3, 4, (new, 2)) * 1.0
+    for old, new in sizes:
+        index = np.clip(np.arange(new)[:, None] * old // new + np.arange(-1, 2), 0, old - 1)
+        weight = r.integers(1, 4, (new, 3)) * 1.0
         matrix = np.zeros((new, old))
         np.add.at(matrix, (np.arange(new)[:, None], index), weight)
-        map_ = phases(index, weight, old)
-        rows, columns = jax.jit(lambda x, m=map_: (weighted_sum(x[:, None], -3, m), weighted_sum(x[None], -2, m)))(np.eye(old))
+        map_, identity = phases(index, weight, old), np.eye(old, dtype=np.float32)
+        f = jax.jit(lambda x, m=map_: (weighted_sum(x[:, None], m, None), weighted_sum(x[None], None, m)))
+        rows, columns = f(identity)
         np.testing.assert_array_equal(rows[:, 0], matrix)
         np.testing.assert_array_equal(columns[0], matrix)
+        assert str(f.trace(identity).jaxpr).count("dot_general") == dots
+
+
+def test_both_axes_at_once_are_one_after_the_other(monkeypatch):
+    x, size = random_array(2, 5, 6, 3), (10, 12)
+
+    def f(x):
+        y = resize(x, size)
+        return y, jax.grad(lambda x: (resize(x, size) ** 3).sum())(x)
+
+    once = jax.jit(f)(x)
+    monkeypatch.setattr(sys.modules["jaxseg.ops.resize"], "AT_ONCE", 0)
+    for a, b in zip(once, jax.jit(lambda x: f(x))(x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @DTYPES
@@ -222,7 +248,7 @@ def test_nan_and_infinity_stay_within_their_footprints(method, new):
 @LEADING
 def test_any_leading_axes_and_vmap(leading):
     x = random_array(*leading, 3, 4, 2)
-    for method, new in WAYS[1:4]:
+    for method, new in WAYS[1:5]:
         f = jax.jit(partial(resize, size=new, method=method))
         y = f(x)
         each = [f(image) for image in x.reshape(-1, 3, 4, 2)]

@@ -75,10 +75,8 @@ def upsample_prediction(
             "Pad the image more before the network, or ask for less."
         )
     if kernel is None:
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        for axis in (-2, -3):
-            y = weighted_sum(y, axis, _triangles(x.shape[axis], scale, offset, size[axis + 3]))
-        return y.astype(x.dtype)
+        maps = (_triangles(old, scale, offset, new) for old, new in zip((h, w), size, strict=True))
+        return weighted_sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), *maps).astype(x.dtype)
     filters = jnp.broadcast_to(kernel.reshape(k, k, -1), (k, k, c)).astype(x.dtype)
     y = conv_transpose(x, filters[..., None], scale, groups=c)
     return y[..., offset : offset + size[0], offset : offset + size[1], :]

@@ -1,4 +1,4 @@
-"""Resizing as shifts and weighted sums, one axis after the other: no gather, no scatter, no matrix of the image's size.
+"""Resizing as shifts and weighted sums: no gather, no scatter, no matrix of the image's size.
 
 Along an axis, blocks of b input pixels make blocks of a output pixels: from 100 pixels to 150 every 2 make 3. The p-th pixels of all
 output blocks, a *phase*, are a weighted sum of a few phases of the input, shifted by whole blocks. The weights are constants, except at
@@ -22,8 +22,10 @@ from jaxseg.ops.shapes import need_image
 
 NEAREST = ("nearest", "nearest_exact")
 METHODS = (*NEAREST, "bilinear", "bicubic", "bicubic_torch")
+AT_ONCE = 16
+"""So many weights, rows' times columns', make one sum over both axes, which reads and writes the image once. Measured on CPUs."""
 MOST_TERMS = 20
-"""Sums of more weights than these are products of small matrices. Measured on CPUs."""
+"""More weights than these on an axis are multiplied as matrices, one a block, if at least half of their entries are not zero."""
 
 
 def resize(
@@ -64,24 +66,21 @@ def resize(
         raise InputError(f"resize: got align_corners=True with method {method!r}; only interpolation has it. Leave it out.")
     if method not in NEAREST and not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(f"resize: got {x.dtype} with method {method!r}; required floats. Convert them, or take 'nearest' for labels.")
-    y = x if method in NEAREST else x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # The axis that grows less comes first, so that the other one starts from the smaller image. Of two alike the width comes first:
-    # the backward pass then sums whole rows first.
-    for axis in sorted((-2, -3), key=lambda axis: size[axis + 3] / x.shape[axis]):
-        old, new = x.shape[axis], size[axis + 3]
-        if old == new:
-            continue
-        if old == 1:
-            y = jnp.broadcast_to(y, (*y.shape[:axis], new, *y.shape[axis + 1 :]))
-        elif method in NEAREST:
-            y = selection(y, axis, _grid(old, new, method, False)) if new % old else repeat(y, axis, new // old)
-        else:
-            y = weighted_sum(y, axis, _grid(old, new, method, align_corners))
-    return y.astype(x.dtype)
+    *n, h, w, c = x.shape
+    # An axis of one pixel is left for the broadcast at the end.
+    rows, columns = (None if old in (1, new) else _grid(old, new, method, align_corners) for old, new in zip((h, w), size, strict=True))
+    if method in NEAREST:
+        times = tuple(1 if old == 1 or new % old else new // old for old, new in zip((h, w), size, strict=True))
+        y = selection(x, x.ndim - 2, columns) if columns and times[1] == 1 else x
+        y = selection(y, x.ndim - 3, rows) if rows and times[0] == 1 else y
+        y = repeat(y, *times)
+    else:
+        y = weighted_sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), rows, columns).astype(x.dtype)
+    return jnp.broadcast_to(y, (*n, *size, c))
 
 
 class Phases(NamedTuple):
-    """A sparse linear map along an axis: y[a*j + p] = sum over (p, q, k) of weights[p, q, k][j] * x[b*(j + k) + q], cut to `length`."""
+    """A sparse linear map of an axis: y[a*j + p] = sum over (p, q, k) of weights[p, q, k][j] * x[b*(j + k) + q], cut to `length`."""
 
     length: int
     blocks: int
@@ -116,31 +115,48 @@ def phases(index: np.ndarray, weight: np.ndarray, n: int) -> Phases:
     return Phases(out, blocks(a, b), a, b, dict(zip(keys, vectors, strict=True)))
 
 
-def weighted_sum(x: Float[Array, "*n h w c"], axis: int, map_: Phases) -> Float[Array, "*n h2 w2 c"]:
-    """Apply a map along axis -3 or -2."""
-    *lead, n = x.shape[: x.ndim + axis + 1]
-    rest = x.shape[x.ndim + axis + 1 :]
-    # XLA's loops run over the last axis: what lies behind this one as one axis is faster.
-    parts = _parts(x.reshape(*lead, n, math.prod(rest)), len(lead), map_)
-    y = _sums(parts, map_) if len(map_.weights) <= MOST_TERMS else _products(parts, map_)
-    y = y.reshape(*lead, map_.blocks * map_.a, math.prod(rest))
-    return lax.slice_in_dim(y, 0, map_.length, axis=-2).reshape(*lead, map_.length, *rest)
+def weighted_sum(x: Float[Array, "*n h w c"], rows: Phases | None, columns: Phases | None) -> Float[Array, "*n h2 w2 c"]:
+    """Apply a map to the height and one to the width, None being the identity."""
+    *n, h, w, c = x.shape
+    if rows and columns:
+        if len(rows.weights) * len(columns.weights) <= AT_ONCE:
+            return _sums(x, rows, columns)
+        # The axis that grows less first: the other one then starts from the smaller image. Of two alike the width, so that the backward
+        # pass sums whole rows first.
+        if columns.length * h <= rows.length * w:
+            return weighted_sum(weighted_sum(x, None, columns), rows, None)
+        return weighted_sum(weighted_sum(x, rows, None), None, columns)
+    if rows:  # XLA's loops run over the last axis: the width and the channels as one are faster
+        y = _products(x.reshape(*n, h, w * c), rows) if _dense(rows) else _sums(x.reshape(*n, h, 1, w * c), rows, _identity(1))
+        return y.reshape(*n, rows.length, w, c)
+    if columns:
+        return _products(x, columns) if _dense(columns) else _sums(x, _identity(h), columns)
+    return x
 
 
-def selection(x: Shaped[Array, "*n h w c"], axis: int, map_: Phases) -> Shaped[Array, "*n h2 w2 c"]:
-    """The same where every new pixel is one old pixel: of any type, and whatever its neighbours are, nan among them."""
-    at = x.ndim + axis
-    parts = _parts(x, at, map_)
-    phase = [jnp.zeros((), x.dtype)] * map_.a
+def _identity(n: int) -> Phases:
+    return Phases(n, n, 1, 1, {(0, 0, 0): np.ones(n)})
+
+
+def _reads(map_: Phases) -> list[tuple[int, int]]:
+    return sorted({(k, q) for _, q, k in map_.weights})
+
+
+def _dense(map_: Phases) -> bool:
+    return len(map_.weights) > MOST_TERMS and 2 * len(map_.weights) >= map_.a * len(_reads(map_))
+
+
+def selection(x: Shaped[Array, "*n h w c"], at: int, map_: Phases) -> Shaped[Array, "*n h2 w2 c"]:
+    """Apply a map in which every new pixel is one old pixel: of any type, and whatever its neighbours are, nan among them."""
+    parts, phase = _parts(x, at, map_), [jnp.zeros((), x.dtype)] * map_.a
     for (p, q, k), v in map_.weights.items():
-        y, mask = _shift(parts[q], k, at), (v != 0).reshape(-1, *[1] * (x.ndim - 1 - at))
+        y, mask = _shift(parts[q], {at: k}), (v != 0).reshape(-1, *[1] * (x.ndim - 1 - at))
         phase[p] = jnp.where(mask, y, phase[p]) if phase[p].ndim else y
-    y = _interleave(phase, at)
-    return lax.slice_in_dim(y, 0, map_.length, axis=axis)
+    return lax.slice_in_dim(_interleave(phase, at), 0, map_.length, axis=at)
 
 
-def _parts(x: Shaped[Array, "*n h r"], at: int, map_: Phases) -> dict[int, Array]:
-    """The phases of x: {q: every b-th pixel from q on}, those that are used."""
+def _parts(x: Shaped[Array, "*n"], at: int, map_: Phases) -> dict[int, Array]:
+    """The phases of x along an axis: {q: every b-th pixel from q on}, those that are read."""
     n, length = x.shape[at], map_.blocks * map_.b
     if length > n:
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, length - n if d == at else 0, 0) for d in range(x.ndim)])
@@ -152,54 +168,61 @@ def _parts(x: Shaped[Array, "*n h r"], at: int, map_: Phases) -> dict[int, Array
 
 def _interleave(phase: list[Array], at: int) -> Array:
     shape = max((y.shape for y in phase), key=len)  # an empty phase, beyond the length that is kept, is a scalar
-    y = jnp.stack([jnp.broadcast_to(y, shape) for y in phase], at + 1) if len(phase) > 1 else phase[0]
+    y = jnp.stack([jnp.broadcast_to(y, shape) for y in phase], at + 1)
     return y.reshape(*shape[:at], shape[at] * len(phase), *shape[at + 1 :])
 
 
-def _shift(x: Array, k: int, at: int) -> Array:
-    """y[j] = x[j + k], zero outside."""
-    return lax.pad(x, jnp.zeros((), x.dtype), [(-k, k, 0) if d == at else (0, 0, 0) for d in range(x.ndim)]) if k else x
+def _shift(x: Array, by: dict[int, int]) -> Array:
+    """y[j] = x[j + by], zero outside, along the axes named."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(-by.get(d, 0), by.get(d, 0), 0) for d in range(x.ndim)]) if any(by.values()) else x
 
 
-def _sums(parts: dict[int, Float[Array, "*n m r"]], map_: Phases) -> Float[Array, "*n ma r"]:
-    first = next(iter(parts.values()))
-    at, phase = first.ndim - 2, [jnp.zeros((), first.dtype)] * map_.a
-    for (p, q, k), v in map_.weights.items():
-        # Weighted, then shifted: the transpose shifts what it reads and weighs that, which XLA fuses into one loop. The weights of what
-        # is shifted out are free.
-        x, m = parts[q], map_.blocks
-        inside = v[max(0, -k) : m - max(0, k)]
-        w = inside[0] if np.all(inside == inside[0]) else np.pad(inside, (max(0, k), max(0, -k)))[:, None]
-        y = _shift(jnp.multiply(np.asarray(w, x.dtype), x), k, at)
-        phase[p] = phase[p] + y if phase[p].ndim else y
-    return _interleave(phase, at)
+def _sums(x: Float[Array, "*n h w c"], rows: Phases, columns: Phases) -> Float[Array, "*n h2 w2 c"]:
+    h, w = x.ndim - 3, x.ndim - 2
+    parts = {(q, r): y for q, z in _parts(x, h, rows).items() for r, y in _parts(z, w, columns).items()}
+    phase = [[jnp.zeros((), x.dtype)] * columns.a for _ in range(rows.a)]
+    for (i, q, k), u in rows.weights.items():
+        for (j, r, m), v in columns.weights.items():
+            # Weighted, then shifted: the transpose shifts what it reads and weighs that, which XLA fuses into one loop.
+            y = jnp.multiply(_at_source(u, k, x.dtype)[..., None, None], parts[q, r])
+            y = _shift(jnp.multiply(_at_source(v, m, x.dtype)[..., None], y), {h: k, w: m})
+            phase[i][j] = phase[i][j] + y if phase[i][j].ndim else y
+    shape = max((y.shape for line in phase for y in line), key=len)
+    y = jnp.stack([jnp.stack([jnp.broadcast_to(y, shape) for y in line], w + 1) for line in phase], h + 1)
+    y = y.reshape(*shape[:h], shape[h] * rows.a, shape[w] * columns.a, shape[-1])
+    return y[..., : rows.length, : columns.length, :]
 
 
-def _products(parts: dict[int, Float[Array, "*n m r"]], map_: Phases) -> Float[Array, "*n ma r"]:
-    """One small matrix a block: from many terms on it runs faster than their sums, and compiles much faster."""
-    reads = sorted({(k, q) for _, q, k in map_.weights})
-    windows = jnp.stack([_shift(parts[q], k, parts[q].ndim - 2) for k, q in reads], -2)
-    *lead, m, t, r = windows.shape
+def _at_source(weight: np.ndarray, k: int, dtype: jnp.dtype) -> np.ndarray:
+    """The weights of y[j] = weight[j] * x[j + k] as those of x, one number if they are all alike. Those of what is shifted out are free."""
+    inside = weight[max(0, -k) : len(weight) - max(0, k)]
+    return np.asarray(inside[0] if np.all(inside == inside[0]) else np.pad(inside, (max(0, k), max(0, -k))), dtype)
+
+
+def _products(x: Float[Array, "*n h r"], map_: Phases) -> Float[Array, "*n h2 r"]:
+    """One small matrix a block: from many weights on it runs faster than their sum, and compiles much faster."""
+    parts, reads = _parts(x, x.ndim - 2, map_), _reads(map_)
+    windows = jnp.stack([_shift(parts[q], {x.ndim - 2: k}) for k, q in reads], -2)
+    *n, m, t, r = windows.shape
     matrices = np.zeros((m, map_.a, t), windows.dtype)
     for (p, q, k), v in map_.weights.items():
         matrices[:, p, reads.index((k, q))] = v
-    y = jnp.matmul(jnp.broadcast_to(matrices, (*lead, m, map_.a, t)), windows, precision=lax.Precision.HIGHEST)
-    return y.reshape(*lead, m * map_.a, r)
+    y = jnp.matmul(jnp.broadcast_to(matrices, (*n, m, map_.a, t)), windows, precision=lax.Precision.HIGHEST)
+    return y.reshape(*n, m * map_.a, r)[..., : map_.length, :]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def repeat(x: Shaped[Array, "*n h w c"], axis: int, times: int) -> Shaped[Array, "*n h2 w2 c"]:
-    """Every pixel so many times. A broadcast, but with the derivative of `_interleave`, whose transpose is a sum of slices: a broadcast's
-    is a reduction, which XLA does slower on CPUs."""
-    at = x.ndim + axis
-    y = jnp.broadcast_to(jnp.expand_dims(x, at + 1), (*x.shape[: at + 1], times, *x.shape[at + 1 :]))
-    return y.reshape(*x.shape[:at], times * x.shape[at], *x.shape[at + 1 :])
+def repeat(x: Shaped[Array, "*n h w c"], rows: int, columns: int) -> Shaped[Array, "*n rh rw c"]:
+    """Every pixel a cell of so many. A broadcast, whose transpose would be a reduction; the derivative is written as an interleaving,
+    whose transpose is a sum of slices, which is faster on CPUs."""
+    *n, h, w, c = x.shape
+    return jnp.broadcast_to(x[..., :, None, :, None, :], (*n, h, rows, w, columns, c)).reshape(*n, h * rows, w * columns, c)
 
 
 @repeat.defjvp
-def _repeat_jvp(axis, times, primals, tangents):
+def _repeat_jvp(rows, columns, primals, tangents):
     (x,), (dx,) = primals, tangents
-    return repeat(x, axis, times), _interleave([dx] * times, x.ndim + axis)
+    return repeat(x, rows, columns), _interleave([_interleave([dx] * columns, x.ndim - 2)] * rows, x.ndim - 3)
 
 
 @functools.lru_cache(1024)
