@@ -40,15 +40,33 @@ def test_minimal_filtering_equals_the_convolution_and_its_derivatives(size, padd
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(abs(b).max())), ours, stock)
 
 
-def test_an_output_depends_on_its_own_nine_pixels_only():
-    """Not even nan reaches further, whatever its place in the tile."""
-    for row, column in ((4, 4), (4, 5), (5, 4), (5, 5)):
-        x = random_array(1, 10, 10, 3)
-        x[0, row, column] = np.nan
-        y = np.asarray(_winograd(x, random_array(3, 3, 3, 2), ((1, 1), (1, 1))))[0, ..., 0]
-        reached = np.zeros((10, 10), bool)
-        reached[row - 1 : row + 2, column - 1 : column + 2] = True
-        np.testing.assert_array_equal(np.isnan(y), reached)
+@pytest.mark.parametrize("place", [(4, 4), (4, 7), (6, 5), (3, 9)])
+def test_a_pixel_reaches_no_further_than_the_cells_that_read_it(place):
+    """Cells of 4x4 outputs, from 6x6 inputs each; by more than rounding it reaches its own nine outputs only."""
+    x, kernel = random_array(1, 12, 12, 3), random_array(3, 3, 3, 2)
+    y = np.asarray(_winograd(x, kernel, ((1, 1), (1, 1))))[0, ..., 0]
+    reached = np.zeros((2, 12, 12), bool)
+    near = [(at - 1, at, at + 1) for at in place]
+    reached[0][np.ix_(*near)] = True
+    reached[1][np.ix_(*(sorted({p // 4 * 4 + q for p in line for q in range(4)}) for line in near))] = True
+    changed = np.stack([x[0], x[0]])
+    changed[0, *place], changed[1, *place] = 1.0, np.nan
+    z = np.asarray(_winograd(changed, kernel, ((1, 1), (1, 1))))[..., 0]
+    np.testing.assert_array_equal(abs(z[0] - y) > 1e-4, reached[0])
+    assert not (np.isnan(z[1]) & ~reached[1]).any()
+
+
+@pytest.mark.parametrize("channels", [64, 512])
+def test_rounding_is_a_few_times_that_of_the_direct_form(channels):
+    x, kernel = random_array(1, 16, 16, channels), random_array(3, 3, channels, 64, seed=1)
+    with jax.enable_x64(True):
+        exact = np.asarray(_lax(x.astype(np.float64), kernel.astype(np.float64), "SAME"))
+    errors = [
+        np.std(np.asarray(f(x, kernel)) - exact) / np.std(exact)
+        for f in (jax.jit(lambda x, k: _winograd(x, k, PADDINGS[0])), partial(_lax, padding="SAME"))
+    ]
+    assert errors[0] < 3e-6
+    assert errors[0] < 10 * errors[1]
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="minimal filtering is for CPUs")
@@ -62,8 +80,8 @@ def test_wide_layers_only_are_filtered_so():
     x, kernel = jnp.ones((1, 32, 32, 128)), jnp.ones((3, 3, 128, 128))
     assert names(x, kernel) == {"dot_general"}
     for image, weight, how in (
-        (x[..., :64], kernel[:, :, :64], {}),
-        (x[:, :16, :16], kernel, {}),
+        (x[..., :32], kernel[:, :, :32], {}),
+        (x[:, :15, :16], kernel, {}),
         (x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), {}),
         (x, kernel[:2], {}),
         (x, kernel[:, :, :64], {"feature_group_count": 2}),
