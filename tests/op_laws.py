@@ -37,3 +37,23 @@ def forward_and_backward(f):
         return y, vjp(y)
 
     return both
+
+
+def check_linear_map(f, x, v):
+    """Forward, reverse and second derivatives of f along v, and vmap, on batches x and v of two."""
+
+    def energy(x):
+        return (f(x) ** 3).sum() / 6
+
+    @jax.jit
+    def derivatives(x, v):
+        hvp = jax.jvp(jax.grad(energy), (x[0],), (v[0],))[1]
+        return jax.jvp(f, (x,), (v,))[1], jax.jacfwd(f)(x[0]), jax.jacrev(f)(x[0]), hvp, jax.grad(energy)(x), jax.vmap(jax.grad(energy))(x)
+
+    df, forward, reverse, hvp, gradient, mapped = derivatives(x, v)
+    np.testing.assert_allclose(df, f(v), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-6, atol=1e-7)
+    matrix = np.asarray(forward).reshape(-1, x[0].size)
+    hessian = matrix.T @ (np.asarray(f(x)[0]).reshape(-1, 1) * matrix)
+    np.testing.assert_allclose(hvp.ravel(), hessian @ v[0].ravel(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(mapped, gradient, rtol=1e-5, atol=1e-5)

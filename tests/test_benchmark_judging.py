@@ -1,5 +1,7 @@
 """The regression check and the claims, on records that were made up."""
 
+import functools
+
 import pytest
 from test_benchmark_upsampling import fake_record
 
@@ -58,8 +60,20 @@ def test_runs_of_other_work_are_not_compared(tmp_path):
         compare(stored(tmp_path / "b", {"x": fake_record()}, size=16), a)
     with pytest.raises(InputError, match="no case in common"):
         compare(stored(tmp_path / "c", {"y": fake_record()}, size=8), a)
-    with pytest.raises(InputError, match="--tolerance: got 0"):
-        compare(a, a, tolerance=0)
+    for tolerance in (0, float("nan")):
+        with pytest.raises(InputError, match=f"--tolerance: got {tolerance}"):
+            compare(a, a, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("where", ["rates/copy_gbs", "phases", "phases/both", "phases/dx/ours/step_ms", "phases/fwd/stock/ratio"])
+def test_a_record_that_lacks_a_number_is_refused_by_name(tmp_path, where):
+    record = fake_record(("fwd", "dx", "both"))
+    *outer, last = where.split("/")
+    functools.reduce(dict.__getitem__, outer, record).pop(last)
+    run = stored(tmp_path / "run", {"operators/x": record})
+    for judge in (claims, lambda run: compare(run, run)):
+        with pytest.raises(InputError, match=rf"results.json: 'operators/x' has no number at '{where}"):
+            judge(run)
 
 
 def test_claims_are_held_against_what_was_measured(tmp_path, capsys):

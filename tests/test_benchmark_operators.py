@@ -140,6 +140,8 @@ def test_a_worker_that_dies_or_hangs_says_so():
     [
         (None, r"--torch-python .*nowhere: cannot be run \(No such file"),
         ("#!/bin/sh\necho no torch here >&2\n", "no torch here.*Give a Python that has torch"),
+        ("#!/bin/sh\nexit\n", "ended during 'hello': no answer. Give a Python"),
+        ("#!/bin/sh\nread x\necho listing\n", "answered 'hello' by 'listing' and is no Python. Give a Python"),
     ],
 )
 def test_an_interpreter_without_torch_is_refused(tmp_path, text, message):

@@ -212,6 +212,11 @@ def test_a_sharded_height_exchanges_rows_and_gathers_nothing():
     assert done.returncode == 0, done.stderr
 
 
+def test_an_empty_batch_has_empty_gradients():
+    gradients = jax.eval_shape(jax.grad(lambda x, w: carafe(x, w).sum(), (0, 1)), _zeros(0, 2, 3, 4), _zeros(0, 4, 6, 9))
+    assert [g.shape for g in gradients] == [(0, 2, 3, 4), (0, 4, 6, 9)]
+
+
 def _zeros(*shape):
     return jnp.zeros(shape)
 
@@ -226,6 +231,8 @@ def _zeros(*shape):
         (lambda: carafe(_zeros(5, 2, 3, 1), _zeros(4, 6, 9)), "required (5, 4, 6, 'k*k')", "permute"),
         (lambda: carafe(_zeros(2, 3, 1), _zeros()), "got weights of shape ()", "permute"),
         (lambda: carafe(_zeros(2, 3, 1), _zeros(0, 0, 9), 0), "got scale 0", "factor of enlargement"),
+        (lambda: carafe(_zeros(2, 3, 1), _zeros(4, 6, 9), 2.0), "got scale 2.0; required an integer", "factor of enlargement"),
+        (lambda: carafe(_zeros(2, 3, 1).astype(int), _zeros(4, 6, 9)), "carafe: got int32; required floating", "astype"),
     ],
 )
 def test_errors_say_what_was_got_and_what_to_do(call, got, advice):

@@ -201,6 +201,19 @@ def test_conv_transpose_keeps_the_float_and_vmaps(dtype):
     np.testing.assert_allclose(jax.jit(jax.vmap(ops.conv_transpose, (0, None)))(x, kernel), y, atol=float(16 * jnp.finfo(dtype).eps))
 
 
+def test_numbers_of_numpy_are_numbers():
+    two, arguments = np.int64(2), (random_array(1, 2, 3, 4), random_array(3, 3, 4, 1, seed=1))
+    got = ops.conv_transpose(*arguments, np.array([2, 2]), (np.int32(1), 1), output_padding=np.int64(1), dilation=two, groups=two)
+    np.testing.assert_array_equal(got, ops.conv_transpose(*arguments, 2, 1, 1, 2, 2))
+
+
+def test_output_padding_adds_to_same_padding():
+    x, kernel = random_array(1, 2, 3, 2), random_array(3, 3, 2, 2, seed=1)
+    y = ops.conv_transpose(x, kernel, 2, "SAME", output_padding=1)
+    assert y.shape == (1, 5, 7, 2)
+    np.testing.assert_allclose(y[:, :4, :6], ops.conv_transpose(x, kernel, 2, "SAME"), rtol=1e-5, atol=1e-6)
+
+
 def _zeros(*shape):
     return jnp.zeros(shape)
 
@@ -214,10 +227,15 @@ def _transpose(**how):
     [
         (lambda: ops.conv_transpose(_zeros(2, 3), _zeros(2, 2, 3, 4)), "conv_transpose: got shape (2, 3)", "Add the missing axes"),
         (lambda: _transpose(groups=2), "groups=2; required", "groups dividing 3"),
-        (lambda: _transpose(stride=0), "stride=0", "from 1"),
+        (lambda: _transpose(stride=0), "got stride 0", "from 1"),
         (lambda: _transpose(stride=2, output_padding=2), "output_padding=2", "jnp.pad"),
         (lambda: _transpose(stride=2, padding=3), "padding=3; the output would be -2 x -2", "Pad less"),
-        (lambda: _transpose(stride=(1, 2, 3)), "stride=(1, 2, 3)", "a pair"),
+        (lambda: _transpose(stride=(1, 2, 3)), "got stride (1, 2, 3)", "or two"),
+        (lambda: _transpose(stride=True), "got stride True", "an integer from 1"),
+        (lambda: _transpose(stride=2, padding=-1), "got padding -1; required an integer from 0", "jnp.pad"),
+        (lambda: _transpose(groups=1.0), "got groups 1.0", "an integer from 1"),
+        (lambda: ops.conv_transpose(_zeros(1, 2, 2, 3), _zeros(0, 0, 3, 2), 2), "(0, 0, 3, 2) for input", "kh and kw from 1"),
+        (lambda: ops.conv_transpose(_zeros(2, 2, 3).astype(int), _zeros(2, 2, 3, 4)), "conv_transpose: got int32", "astype"),
         (lambda: _transpose(stride=2, padding="same"), "padding='same'", "'SAME'"),
         (lambda: ops.conv_transpose(_zeros(1, 2, 2, 3), _zeros(3, 4, 2, 2)), "(3, 4, 2, 2)", "transpose(2, 3, 0, 1)"),
         (lambda: ops.conv_transpose(_zeros(1, 2, 2, 3), _zeros(2, 2, 3)), "(2, 2, 3) for input", "required [kh, kw, 3, O / groups]"),

@@ -572,6 +572,27 @@ def test_an_all_gather_is_seen_where_there_is_one(sharded):
     assert "all-gather" in sharded["reversed by a gather"][0]
 
 
+@pytest.mark.parametrize("stride", [10, 20])  # overlapping or not
+def test_unpooling_takes_positions_of_any_type(stride):
+    index = np.random.default_rng(0).integers(0, 256, (1, 3, 3, 1))
+    whole = pooling.max_unpool(jnp.ones(index.shape), jnp.asarray(index, jnp.int32), 20, stride)
+    np.testing.assert_array_equal(pooling.max_unpool(jnp.ones(index.shape), jnp.asarray(index, jnp.uint8), 20, stride), whole)
+    assert not pooling.max_unpool(jnp.ones(index.shape), jnp.full(index.shape, -1, jnp.int8), 20, stride).any()
+
+
+def test_a_position_that_is_dropped_has_no_flat_position():
+    index = np.array([[-1, 0, 4, 2]])[..., None]  # outside, in the padding, outside, in the image
+    flat = pooling.flat_indices(jnp.asarray(index), (1, 6), 2, padding=1)
+    assert flat[0, :, 0].tolist() == [-1, -1, -1, 5]
+    assert pooling.window_indices(flat, (1, 6), 2, padding=1)[0, :, 0].tolist() == [-1, -1, -1, 2]
+
+
+def test_numbers_of_numpy_are_numbers():
+    x = random_array(6, 6, 2)
+    got = pooling.max_pool(x, np.int64(3), np.array([2, 1]), (np.int32(1), 0))
+    np.testing.assert_array_equal(got, pooling.max_pool(x, 3, (2, 1), (1, 0)))
+
+
 def _zeros(*shape):
     return jnp.zeros(shape)
 

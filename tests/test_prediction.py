@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.test_util import check_grads
-from op_laws import DTYPES, LEADING, MOVES, forward_and_backward, hlo_names, needs_torch, random_array
+from op_laws import DTYPES, LEADING, MOVES, check_linear_map, forward_and_backward, hlo_names, needs_torch, random_array
 
 from jaxseg.errors import InputError
 from jaxseg.ops.prediction import bilinear_kernel, upsample_prediction
@@ -151,21 +151,7 @@ def test_any_leading_axes(leading):
 def test_forward_reverse_and_second_derivatives(scale):
     x, v = random_array(2, 2, 3, 1), random_array(2, 2, 3, 1, seed=1)
     f = jax.jit(partial(upsample_prediction, scale=scale))
-
-    def energy(x):
-        return (f(x) ** 3).sum() / 6
-
-    @jax.jit
-    def derivatives(x, v):
-        hvp = jax.jvp(jax.grad(energy), (x[0],), (v[0],))[1]
-        return jax.jvp(f, (x,), (v,))[1], jax.jacfwd(f)(x[0]), jax.jacrev(f)(x[0]), hvp, jax.grad(energy)(x), jax.vmap(jax.grad(energy))(x)
-
-    df, forward, reverse, hvp, gradient, mapped = derivatives(x, v)
-    np.testing.assert_allclose(df, f(v), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(forward, reverse, rtol=1e-6, atol=1e-7)
-    matrix = np.asarray(forward).reshape(-1, 6)
-    np.testing.assert_allclose(hvp.ravel(), matrix.T @ (np.asarray(f(x)[0]).reshape(-1, 1) * matrix) @ v[0].ravel(), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(mapped, gradient, rtol=1e-5, atol=1e-5)
+    check_linear_map(f, x, v)
 
 
 def test_derivatives_equal_finite_differences():
@@ -185,12 +171,17 @@ def test_the_fixed_filter_compiles_without_gather_scatter_dot_and_convolution():
     ("call", "got", "advice"),
     [
         (lambda x: upsample_prediction(x[0], 2), "upsample_prediction: got shape (4, 3)", "Add the missing axes"),
-        (lambda x: upsample_prediction(x, 0), "upsample_prediction: got scale 0", "at least 1"),
-        (lambda x: bilinear_kernel(0), "bilinear_kernel: got scale 0", "at least 1"),
+        (lambda x: upsample_prediction(x, 0), "upsample_prediction: got scale 0", "an integer from 1"),
+        (lambda x: bilinear_kernel(0), "bilinear_kernel: got scale 0", "an integer from 1"),
         (lambda x: upsample_prediction(x, 2, kernel=jnp.ones((4, 4, 5))), "(4, 4, 5) for scale 2 and 3 classes", "bilinear_kernel(2)"),
         (lambda x: upsample_prediction(x, 4, kernel=jnp.ones((3, 3))), "got a kernel of shape (3, 3)", "k at least 4"),
         (lambda x: upsample_prediction(x, 2, size=(4, 4)), "got offset=None and size=(4, 4)", "both or neither"),
-        (lambda x: upsample_prediction(x, 2, offset=-1, size=(4, 4)), "got offset -1 and size (4, 4)", "Pad the image more"),
+        (lambda x: upsample_prediction(x, 2, offset=0, size=(4, 4, 3)), "got size (4, 4, 3)", "or two"),
+        (lambda x: upsample_prediction(x, 2, offset=0.5, size=(4, 4)), "got offset 0.5", "an integer from 0"),
+        (lambda x: upsample_prediction(x, 1.5), "upsample_prediction: got scale 1.5", "an integer from 1"),
+        (lambda x: bilinear_kernel(1.5), "bilinear_kernel: got scale 1.5", "an integer from 1"),
+        (lambda x: upsample_prediction(x.astype(int), 2), "upsample_prediction: got int32", "astype"),
+        (lambda x: upsample_prediction(x, 2, offset=-1, size=(4, 4)), "got offset -1", "an integer from 0"),
         (lambda x: upsample_prediction(x, 2, offset=3, size=(8, 7)), "the whole has 10 x 10 pixels", "ask for less"),
         (lambda x: upsample_prediction(x, 2, offset=3, size=(7, 8)), "the whole has 10 x 10 pixels", "ask for less"),
     ],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from op_laws import DTYPES, LEADING, MOVES, forward_and_backward, hlo_names, needs_torch, random_array
+from op_laws import DTYPES, LEADING, MOVES, check_linear_map, forward_and_backward, hlo_names, needs_torch, random_array
 
 from jaxseg.errors import InputError
 from jaxseg.ops.resize import METHODS, NEAREST, phases, resize, weighted_sum
@@ -261,22 +261,7 @@ def test_any_leading_axes_and_vmap(leading):
 def test_forward_reverse_and_second_derivatives(method, new):
     x, v = random_array(2, 3, 4, 1), random_array(2, 3, 4, 1, seed=1)
     f = jax.jit(partial(resize, size=new, method=method))
-
-    def energy(x):
-        return (f(x) ** 3).sum() / 6
-
-    @jax.jit
-    def derivatives(x, v):
-        hvp = jax.jvp(jax.grad(energy), (x[0],), (v[0],))[1]
-        return jax.jvp(f, (x,), (v,))[1], jax.jacfwd(f)(x[0]), jax.jacrev(f)(x[0]), hvp, jax.grad(energy)(x), jax.vmap(jax.grad(energy))(x)
-
-    df, forward, reverse, hvp, gradient, mapped = derivatives(x, v)
-    np.testing.assert_allclose(df, f(v), rtol=1e-5, atol=1e-6)  # it is linear
-    np.testing.assert_allclose(forward, reverse, rtol=1e-6, atol=1e-7)
-    matrix = np.asarray(forward).reshape(-1, 12)
-    hessian = matrix.T @ (np.asarray(f(x)[0]).reshape(-1, 1) * matrix)
-    np.testing.assert_allclose(hvp.ravel(), hessian @ v[0].ravel(), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(mapped, gradient, rtol=1e-5, atol=1e-5)
+    check_linear_map(f, x, v)
 
 
 @pytest.mark.parametrize(("method", "new"), [("nearest", (3, 4)), ("bilinear", (2, 5)), ("bicubic", (24, 2))])
@@ -310,17 +295,24 @@ def test_no_size_compiles_to_gather_or_scatter(method, new):
     assert not hlo_names(forward_and_backward(lambda x: resize(x, new, method)), jnp.ones((4, 5, 3))) & MOVES
 
 
+def test_one_number_is_both_and_numpys_are_numbers():
+    x = random_array(4, 4, 3)
+    for size in (8, np.int64(8), (np.int32(8), 8), np.array([8, 8])):
+        np.testing.assert_array_equal(resize(x, size), resize(x, (8, 8)))
+
+
 @pytest.mark.parametrize(
     ("call", "got", "advice"),
     [
         (lambda x: resize(x[0], (2, 2)), "resize: got shape (4, 3)", "Add the missing axes"),
         (lambda x: resize(x, (2, 2), "cubic"), "got method 'cubic'", "nearest, nearest_exact, bilinear, bicubic, bicubic_torch"),
-        (lambda x: resize(x, (2, 0)), "got size (2, 0) for shape (4, 4, 3)", "from one pixel on"),
-        (lambda x: resize(x, (2, 2, 3)), "got size (2, 2, 3)", "a whole height and width"),
-        (lambda x: resize(x, (2.5, 2)), "got size (2.5, 2)", "a whole height and width"),
-        (lambda x: resize(x[:0], (2, 2)), "for shape (0, 4, 3)", "from one pixel on"),
+        (lambda x: resize(x, (2, 0)), "got size (2, 0)", "an integer from 1"),
+        (lambda x: resize(x, (2, 2, 3)), "got size (2, 2, 3)", "an integer from 1"),
+        (lambda x: resize(x, (2.5, 2)), "got size (2.5, 2)", "an integer from 1"),
+        (lambda x: resize(x, (True, 2)), "got size (True, 2)", "an integer from 1"),
+        (lambda x: resize(x[:0], (2, 2)), "got shape (0, 4, 3)", "from one pixel on"),
         (lambda x: resize(x, (2, 2), "nearest", align_corners=True), "align_corners=True with method 'nearest'", "Leave it out"),
-        (lambda x: resize(x.astype(int), (2, 2)), "got int32 with method 'bilinear'", "take 'nearest' for labels"),
+        (lambda x: resize(x.astype(int), (2, 2)), "got int32; required floating", "take 'nearest' for labels"),
     ],
 )
 def test_errors_say_what_was_got_and_what_to_do(call, got, advice):

@@ -66,7 +66,8 @@ def test_it_compiles_to_pads_and_slices():
     ("shape", "scale", "got", "advice"),
     [
         ((4, 4), 2, "zero_insert: got shape (4, 4)", "Add the missing axes"),
-        ((4, 4, 1), 0, "zero_insert: got scale 0; required at least 1", "reduces"),
+        ((4, 4, 1), 0, "zero_insert: got scale 0; required an integer from 1", "reduces"),
+        ((4, 4, 1), True, "zero_insert: got scale True", "reduces"),
     ],
 )
 def test_errors_say_what_was_got_and_what_to_do(shape, scale, got, advice):

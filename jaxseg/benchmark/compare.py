@@ -1,6 +1,7 @@
 """The regression check: step times of two runs, each in units of what its machine could do at that moment."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,7 +61,7 @@ def compare(
       before: that of the run to compare with.
       tolerance: by which share a step may take longer. Step times on a shared machine vary by a tenth and more.
     """
-    if tolerance <= 0:
+    if not 0 < tolerance < math.inf:
         raise InputError(f"--tolerance: got {tolerance}; required above 0, such as 0.3.")
     runs = read_results(now), read_results(before)
     found = changes(*runs)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class TorchPeer:
         assert self._process.stdout
         timer = threading.Timer(timeout_s, self._process.kill)
         timer.start()
+        begun = time.monotonic()
         try:
             self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
             self._process.stdin.flush()
@@ -48,8 +50,12 @@ class TorchPeer:
             timer.cancel()
         if not line:
             tail = " ".join((self._folder / "stderr").read_text(errors="replace").splitlines()[-3:])
-            raise PeerError(f"the torch process ended during {do!r}: {tail or f'no answer in {timeout_s:.0f} s'}")
-        answer = json.loads(line)
+            silence = f"no answer in {timeout_s:.0f} s" if time.monotonic() - begun >= timeout_s else "no answer"
+            raise PeerError(f"the torch process ended during {do!r}: {tail or silence}")
+        try:
+            answer = json.loads(line)
+        except ValueError as error:
+            raise PeerError(f"it answered {do!r} by {line.strip()!r} and is no Python") from error
         if "error" in answer:
             raise PeerError(answer["error"])
         return answer

@@ -1,19 +1,23 @@
 """results.json: a header that says what was measured where, and one record a case; written after each, so that a run can go on."""
 
+import dataclasses
 import datetime
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jaxseg.benchmark.rates import Rates
 from jaxseg.errors import InputError
 
 FILE = "results.json"
 CHOICE = ("date", "models", "methods", "only", "seconds")
 """What may differ between the parts of one results.json: which cases were asked for, when, and how long a case takes."""
+NEEDED = {"operators": ("fwd", "dx", "both"), "models": ("inference", "training")}
+"""What every record of a kind has measured."""
 
 
 class Results:
@@ -73,7 +77,7 @@ def read_results(path: Path) -> Results:
     """A results.json, or the one in a folder.
 
     Raises:
-      InputError: it is missing or was not written by this benchmark.
+      InputError: it is missing, was not written by this benchmark, or lacks a figure that reports and judgements read.
     """
     path = path / FILE if path.is_dir() else path
     try:
@@ -84,7 +88,28 @@ def read_results(path: Path) -> Results:
         raise InputError(f"{path}: not JSON ({error}). Delete it, or restore it.") from error
     if not isinstance(data, dict) or not isinstance(data.get("header"), dict) or not isinstance(data.get("cases"), dict):
         raise InputError(f"{path}: has no header and cases. Give a {FILE} of `jaxseg benchmark upsampling`.")
+    for key, record in data["cases"].items():
+        lacking = next(_lacking(record, NEEDED.get(key.split("/")[0], ())), None)
+        if lacking:
+            raise InputError(f"{path}: {key!r} has no number at {lacking!r}. Restore the file, or measure in another folder.")
     return Results(path, data["header"], data["cases"])
+
+
+def _lacking(record: Any, phases: Iterable[str]) -> Iterator[str]:
+    """Where a record lacks a number: every phase has ours, and every contestant a time and a ratio."""
+
+    def at(*keys: str) -> Any:
+        value = record
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    measured = at("phases") if isinstance(at("phases"), dict) else {}
+    places = [("rates", rate.name) for rate in dataclasses.fields(Rates)]
+    for phase in {**dict.fromkeys(phases), **measured}:
+        contestants = at("phases", phase) if isinstance(at("phases", phase), dict) else {}
+        places += [("phases", phase, who, figure) for who in {"ours": None, **contestants} for figure in ("step_ms", "ratio")]
+    return ("/".join(place) for place in places if type(at(*place)) not in (int, float))
 
 
 def gradient_speedup(phases: Mapping[str, Any]) -> float | None:

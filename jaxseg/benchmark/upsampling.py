@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def upsampling(
     """
     setting = networks.Setting(size, batch, features, dtype, parallel)
     chosen = _names("--models", models, MODELS), _names("--methods", methods, UPSAMPLERS)
-    _check(setting, devices)
+    _check(setting, devices, seconds)
     if only == "operators" and devices > 1:
         raise InputError(f"--devices {devices}: operators are measured on one device only. Leave it out, or --only models.")
     used = _devices(devices)
@@ -140,7 +141,12 @@ def _names(option: str, text: str, there: dict[str, Any]) -> list[str]:
     return names
 
 
-def _check(setting: networks.Setting, devices: int) -> None:
+def _check(setting: networks.Setting, devices: int, seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        raise InputError(f"--seconds: got {seconds}; required above 0. Give a number such as 1.2.")
+    if len(setting.features) < 2 or min(setting.features) < 1:
+        given = " ".join(map(str, setting.features)) or "nothing"
+        raise InputError(f"--features: got {given}; required two levels or more of 1 channel or more. Give numbers such as 32 64 128.")
     if setting.size < 1 or setting.batch < 1 or devices < 1:
         raise InputError(f"--size {setting.size} --batch {setting.batch} --devices {devices}: required is at least 1 of each.")
     if setting.batch % devices:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jaxseg.errors import InputError
 from jaxseg.ops.pixel_shuffle import depth_to_space, space_to_depth
 from jaxseg.ops.product_rule import product_rule
-from jaxseg.ops.shapes import need_image
+from jaxseg.ops.shapes import integer, need_floats, need_image
 
 
 def carafe(x: Float[Array, "*n h w c"], weights: Float[Array, "*n rh rw kk"], scale: int = 2) -> Float[Array, "*n rh rw c"]:
@@ -33,7 +33,7 @@ def carafe(x: Float[Array, "*n h w c"], weights: Float[Array, "*n rh rw kk"], sc
       scale: r.
 
     Raises:
-      InputError: the shapes do not fit, or k is not odd.
+      InputError: the shapes do not fit, k is not odd, scale is no integer from 1 on, or x is not of floats.
 
     Source: Wang et al. 2019, eq. 2 and 4 (arXiv 1905.02188); mmcv.ops.carafe of one group, whose masks are [N, k*k, r*H, r*W].
 
@@ -43,6 +43,8 @@ def carafe(x: Float[Array, "*n h w c"], weights: Float[Array, "*n rh rw kk"], sc
     [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
     """
     need_image("carafe", x.shape)
+    need_floats("carafe", x.dtype)
+    scale = integer("carafe", "scale", scale, 1, "Give the factor of enlargement.")
     *n, h, w, c = x.shape
     k = math.isqrt(weights.shape[-1]) if weights.ndim else 0
     if weights.shape != (*n, scale * h, scale * w, k * k) or k % 2 == 0:
@@ -81,7 +83,7 @@ def _kernels_gradient(dy: Float[Array, "n h w p c"], x: Float[Array, "n h w c"],
     blocks, seen = -(-w // b), b + k - 1
     left = jnp.pad(_wide(dy), [(0, 0), (0, 0), (0, blocks * b - w), (0, 0), (0, 0)]).reshape(n, h, blocks, b * p, c)
     right = jnp.pad(_wide(x), [(0, 0), (k // 2, k // 2), (k // 2, (blocks + 1) * b - w - k // 2), (0, 0)])
-    right = right.reshape(n, -1, blocks + 1, b, c)
+    right = right.reshape(n, h + k - 1, blocks + 1, b, c)
     right = jnp.concatenate([right[:, :, :-1], right[:, :, 1:, : k - 1]], axis=3)
     rows = []
     for i in range(k):

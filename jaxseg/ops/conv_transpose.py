@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
 from jaxseg.ops.product_rule import product_rule
-from jaxseg.ops.shapes import need_image, pair
+from jaxseg.ops.shapes import integer, need_floats, need_image, pair
 
 Pair = tuple[int, int]
 Edges = tuple[Pair, Pair]
@@ -35,17 +35,21 @@ def conv_transpose(
 
     y[s*h - p + d*a, s*w - p + d*b, o] = sum over h, w, a, b, i of x[h, w, i] kernel[a, b, i, o], H' = (H-1)*s - 2*p + d*(kh-1) + q + 1.
 
+    Finite numbers are meant: where the kernel is filled up with zeros to whole strides, inf and nan reach further than torch's.
+
     Args:
       kernel: [kh, kw, I, O / groups], torch's weight by `w.transpose(2, 3, 0, 1)`. `lax.conv_transpose` and `nn.ConvTranspose` take it
         turned about, `kernel[::-1, ::-1]`.
       stride: s; None is the kernel's size, where nothing overlaps and all is one matrix product and a depth to space.
-      padding: p rows and columns dropped at every edge, as torch's; or JAX's "SAME" (H' = s*H) or "VALID".
-      output_padding: q rows more at the bottom and columns at the right, as torch's; less than stride or dilation.
+      padding: p rows and columns dropped at every edge, as torch's; or JAX's "SAME" (H' = s*H + q) or "VALID". Not negative: `jnp.pad`
+        the result.
+      output_padding: q rows more at the bottom and columns at the right, as torch's, of "SAME" and "VALID" too; less than stride or
+        dilation.
       dilation: d, the distance of the kernel's taps.
       groups: the channels' groups; I of them make it depthwise.
 
     Raises:
-      InputError: shapes or numbers do not fit; the message says which.
+      InputError: x is not of floats, or shapes or numbers do not fit; the message says which.
 
     Source: Dumoulin & Visin 2016, section 4; the up-convolution of Ronneberger et al. 2015; torch.nn.ConvTranspose2d.
 
@@ -54,19 +58,21 @@ def conv_transpose(
     ((1, 6, 8, 2), 8.0, 32.0)
     """
     need_image("conv_transpose", x.shape)
-    if kernel.ndim != 4 or groups < 1 or kernel.shape[2] != x.shape[-1] or x.shape[-1] % groups:
+    need_floats("conv_transpose", x.dtype)
+    groups = integer("conv_transpose", "groups", groups, 1)
+    if kernel.ndim != 4 or min(kernel.shape[:2]) < 1 or kernel.shape[2] != x.shape[-1] or x.shape[-1] % groups:
         raise InputError(
             f"conv_transpose: got a kernel of shape {kernel.shape} for input {x.shape} and groups={groups}; required "
-            f"[kh, kw, {x.shape[-1]}, O / groups], groups dividing {x.shape[-1]}. "
+            f"[kh, kw, {x.shape[-1]}, O / groups], kh and kw from 1, groups dividing {x.shape[-1]}. "
             "Bring a torch weight [I, O / groups, kh, kw] into this order by transpose(2, 3, 0, 1)."
         )
     taps = (kernel.shape[0], kernel.shape[1])
-    steps = pair("conv_transpose", "stride", taps if stride is None else stride)
-    holes, more = pair("conv_transpose", "dilation", dilation), pair("conv_transpose", "output_padding", output_padding)
-    if min(steps + holes) < 1 or min(more) < 0 or any(q and q >= max(s, d) for q, s, d in zip(more, steps, holes, strict=True)):
+    steps = pair("conv_transpose", "stride", taps if stride is None else stride, 1)
+    holes, more = pair("conv_transpose", "dilation", dilation, 1), pair("conv_transpose", "output_padding", output_padding, 0)
+    if any(q and q >= max(s, d) for q, s, d in zip(more, steps, holes, strict=True)):
         raise InputError(
-            f"conv_transpose: got stride={stride}, dilation={dilation}, output_padding={output_padding}; required stride and dilation "
-            "from 1, output_padding from 0 and smaller than the stride or the dilation. A larger output is jnp.pad's."
+            f"conv_transpose: got stride={stride}, dilation={dilation}, output_padding={output_padding}; required "
+            "an output_padding smaller than the stride or the dilation. A larger output is jnp.pad's."
         )
     edges = _edges(padding, taps, steps, holes, more)
     sizes = _size((x.shape[-3], x.shape[-2]), taps, steps, edges, holes)
@@ -83,7 +89,7 @@ def conv_transpose(
         y = _cells(x, kernel)
     elif groups == c > 1 and holes == (1, 1):
         each = [_depthwise(x, kernel[..., i], steps, edges) for i in range(kernel.shape[3])]
-        y = each[0] if len(each) == 1 else jnp.stack(each, -1).reshape(*each[0].shape[:-1], -1)
+        y = each[0] if len(each) == 1 else jnp.stack(each, -1).reshape(*each[0].shape[:-1], c * len(each))
     elif groups > 1:
         y = _dilated(x, kernel, steps, edges, holes, groups)
     else:
@@ -94,7 +100,10 @@ def conv_transpose(
 def _edges(padding: Any, taps: Pair, stride: Pair, dilation: Pair, output_padding: Pair) -> Edges:
     """Rows and columns of zeros around the dilated input."""
     spans = [d * (k - 1) for d, k in zip(dilation, taps, strict=True)]
-    if padding == "VALID":
+    if not isinstance(padding, str):
+        given = pair("conv_transpose", "padding", padding, 0, "Enlarge the result by jnp.pad, or take 'SAME' or 'VALID'.")
+        lo_hi = [(span - p, span - p) for span, p in zip(spans, given, strict=True)]
+    elif padding == "VALID":
         lo_hi = [(span, span + max(s - span - 1, 0)) for span, s in zip(spans, stride, strict=True)]
     elif padding == "SAME":  # H' = s * H, what there is to spare at the top
         lo_hi = []
@@ -102,10 +111,8 @@ def _edges(padding: Any, taps: Pair, stride: Pair, dilation: Pair, output_paddin
             total = span + s - 1
             lo = span if s > span else -(-total // 2)
             lo_hi.append((lo, total - lo))
-    elif isinstance(padding, str):
-        raise InputError(f"conv_transpose: got padding={padding!r}; required numbers as torch's, 'SAME' or 'VALID'.")
     else:
-        lo_hi = [(span - p, span - p) for span, p in zip(spans, pair("conv_transpose", "padding", padding), strict=True)]
+        raise InputError(f"conv_transpose: got padding={padding!r}; required numbers as torch's, 'SAME' or 'VALID'. Choose one of them.")
     (top, bottom), (left, right) = lo_hi
     return (top, bottom + output_padding[0]), (left, right + output_padding[1])
 
@@ -127,10 +134,12 @@ def _cells_product(x: Array, kernel: Array) -> Array:
 
 
 def _cells_by_row(x: Array, kernel: Array) -> Array:
-    """The same; its transpose in the kernel is one product with whole rows of the cotangent, without a space to depth."""
+    """The same, a product for each row of a cell; its transpose in the kernel copies out those rows of the cotangent and multiplies them."""
     kh, kw, i, o = kernel.shape
     n, h, w, _ = x.shape
-    return jnp.einsum("nhwi,aic->nhawc", x, kernel.swapaxes(1, 2).reshape(kh, i, kw * o)).reshape(n, h * kh, w * kw, o)
+    x = x.reshape(n * h * w, i)
+    rows = lax.optimization_barrier([x @ row.swapaxes(0, 1).reshape(i, kw * o) for row in kernel])
+    return jnp.stack([row.reshape(n, h, w * kw, o) for row in rows], 2).reshape(n, h * kh, w * kw, o)
 
 
 _cells = product_rule(x=_cells_product, kernel=_cells_by_row)(_cells_product)

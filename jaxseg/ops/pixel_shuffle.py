@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from jaxseg.errors import InputError
-from jaxseg.ops.shapes import need_image
+from jaxseg.ops.shapes import integer, need_image
 
 Order = Literal["dcr", "crd"]
 """Which of a cell's axes come first in the channels: "dcr" [r, r, C] (TensorFlow, ONNX's default) or "crd" [C, r, r] (torch)."""
@@ -22,7 +22,7 @@ def depth_to_space(x: Shaped[Array, "*n h w rrc"], scale: int = 2, *, order: Ord
         k*r*r + i*r + j in "crd".
 
     Raises:
-      InputError: the channels are no multiple of r*r, scale is below 1 or the order is unknown.
+      InputError: the channels are no multiple of r*r, scale is no integer from 1 on or the order is unknown.
 
     Source: Shi et al. 2016, eq. 4; tf.nn.depth_to_space ("dcr"), torch.nn.PixelShuffle ("crd").
 
@@ -31,7 +31,7 @@ def depth_to_space(x: Shaped[Array, "*n h w rrc"], scale: int = 2, *, order: Ord
     ([[0, 2], [4, 6]], [[0, 1], [2, 3]])
     """
     need_image("depth_to_space", x.shape)
-    _need_cells("depth_to_space", scale, order)
+    scale = _scale("depth_to_space", scale, order)
     *n, h, w, c = x.shape
     _need_blocks("depth_to_space", c, scale)
     c //= scale**2
@@ -43,12 +43,12 @@ def space_to_depth(x: Shaped[Array, "*n rh rw c"], scale: int = 2, *, order: Ord
     """[..., r*H, r*W, C] -> [..., H, W, r*r*C]: the inverse of `depth_to_space` of the same scale and order.
 
     Raises:
-      InputError: height or width is no multiple of r, scale is below 1 or the order is unknown.
+      InputError: height or width is no multiple of r, scale is no integer from 1 on or the order is unknown.
 
     Source: tf.nn.space_to_depth ("dcr"), torch.nn.PixelUnshuffle ("crd").
     """
     need_image("space_to_depth", x.shape)
-    _need_cells("space_to_depth", scale, order)
+    scale = _scale("space_to_depth", scale, order)
     *n, h, w, c = x.shape
     if h % scale or w % scale:
         raise InputError(f"space_to_depth: got {h} x {w} pixels; required multiples of scale = {scale}. Pad the image first.")
@@ -71,7 +71,7 @@ def icnr(init: Callable[..., Array], scale: int = 2, order: Order = "dcr") -> Ca
       (key, shape [..., r*r*C], dtype) -> array, for the `kernel_init` of a Flax module; of a bias too.
 
     Raises:
-      InputError: scale is below 1 or the order is unknown; when called, the last axis is no multiple of r*r.
+      InputError: scale is no integer from 1 on or the order is unknown; when called, the last axis is no multiple of r*r.
 
     Source: Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution" (arXiv 1707.02937).
 
@@ -80,7 +80,7 @@ def icnr(init: Callable[..., Array], scale: int = 2, order: Order = "dcr") -> Ca
     >>> kernel.shape, bool((kernel[..., :8] == kernel[..., 8:16]).all())
     ((3, 3, 16, 32), True)
     """
-    _need_cells("icnr", scale, order)
+    scale = _scale("icnr", scale, order)
 
     def initialise(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         *rest, channels = shape
@@ -92,11 +92,10 @@ def icnr(init: Callable[..., Array], scale: int = 2, order: Order = "dcr") -> Ca
     return initialise
 
 
-def _need_cells(who: str, scale: int, order: str) -> None:
-    if scale < 1:
-        raise InputError(f"{who}: got scale {scale}; required 1 or more. Give the factor of enlargement.")
+def _scale(who: str, scale: int, order: str) -> int:
     if order not in get_args(Order):
         raise InputError(f'{who}: got order {order!r}; required "dcr" (TensorFlow) or "crd" (torch). Choose one of them.')
+    return integer(who, "scale", scale, 1, "Give the factor of enlargement.")
 
 
 def _need_blocks(who: str, channels: int, scale: int) -> None:

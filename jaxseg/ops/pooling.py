@@ -8,7 +8,7 @@ a window is a term of its own in the program.
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,9 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Int32
 
 from jaxseg.errors import InputError
-from jaxseg.ops.shapes import need_image
-
-Pair = int | Sequence[int]
+from jaxseg.ops.shapes import Pair, need_floats, need_image, pair
 
 
 class _Axis(NamedTuple):
@@ -108,6 +106,7 @@ def max_unpool(
     rows, columns = axes = _unpooling_axes("max_unpool", indices, size, window, stride, padding)
     if any(a.window > a.stride for a in axes):
         return _overlapping_unpool(x, indices, rows, columns)
+    indices = indices.astype(jnp.result_type(indices, _dtype(rows, columns)))
     spread, between = [], (rows.stride - 1, columns.stride - 1)
     for i, j in _positions(rows, columns):
         here = jnp.where(indices == i * columns.window + j, x, 0)
@@ -122,6 +121,8 @@ def flat_indices(
 ) -> Int32[Array, "*n h w c"]:
     """Window-relative positions as torch's: row * W2 + column in the unpadded image of `size` (H2, W2).
 
+    A position that `max_unpool` drops, such as -1, becomes -1; torch's max_unpool2d refuses it.
+
     Raises:
       InputError: `indices` are no image, a number is out of its range, or `size` cannot have been pooled to [H, W].
 
@@ -130,7 +131,9 @@ def flat_indices(
     need_image("flat_indices", indices.shape)
     rows, columns = _unpooling_axes("flat_indices", indices, size, window, stride, padding)
     i, j = jnp.divmod(indices.astype(jnp.int32), columns.window)
-    return (i + rows.starts()[:, None, None]) * columns.size + j + columns.starts()[:, None]
+    row, column = i + rows.starts()[:, None, None], j + columns.starts()[:, None]
+    inside = (i >= 0) & (i < rows.window) & (row >= 0) & (row < rows.size) & (column >= 0) & (column < columns.size)
+    return jnp.where(inside, row * columns.size + column, -1)
 
 
 def window_indices(
@@ -253,8 +256,7 @@ def _dtype(rows: _Axis, columns: _Axis) -> type:
 
 def _pooling_axes(who: str, x: Array, window: Pair, stride: Pair | None, padding: Pair, ceil_mode: bool) -> tuple[_Axis, _Axis]:
     need_image(who, x.shape)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(f"{who}: got {x.dtype}; required floating point numbers. Convert the image first, e.g. x.astype(jnp.float32).")
+    need_floats(who, x.dtype)
 
     def axis(size: int, k: int, s: int, p: int) -> _Axis:
         count = (size + 2 * p - k + ceil_mode * (s - 1)) // s + 1
@@ -270,7 +272,7 @@ def _pooling_axes(who: str, x: Array, window: Pair, stride: Pair | None, padding
 def _unpooling_axes(who: str, indices: Array, size: Pair | None, window: Pair, stride: Pair | None, padding: Pair) -> tuple[_Axis, _Axis]:
     counts, numbers = indices.shape[-3:-1], _numbers(who, window, stride, padding)
     whole = [(n - 1) * s - 2 * p + k for n, (k, s, p) in zip(counts, numbers, strict=True)]
-    sizes = whole if size is None else _pair(who, "size", size, 1)
+    sizes = whole if size is None else pair(who, "size", size, 1)
     if any(abs(a - b) >= s for a, b, (_, s, _) in zip(sizes, whole, numbers, strict=True)):
         raise InputError(
             f"{who}: got size {size} for {counts[0]} x {counts[1]} windows; required less than a stride from {tuple(whole)}. "
@@ -282,18 +284,11 @@ def _unpooling_axes(who: str, indices: Array, size: Pair | None, window: Pair, s
 
 def _numbers(who: str, window: Pair, stride: Pair | None, padding: Pair) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """(window, stride, padding) of the height and of the width."""
-    k = _pair(who, "window", window, 1)
-    s = k if stride is None else _pair(who, "stride", stride, 1)
-    p = _pair(who, "padding", padding, 0)
+    k = pair(who, "window", window, 1)
+    s = k if stride is None else pair(who, "stride", stride, 1)
+    p = pair(who, "padding", padding, 0)
     if k[0] * k[1] > 2**15:
         raise InputError(f"{who}: got a window of {k}; required at most 32768 pixels. Take the maximum over whole axes instead.")
     if 2 * p[0] > k[0] or 2 * p[1] > k[1]:
         raise InputError(f"{who}: got padding {p} for a window of {k}; required at most half of it. Pad the image first.")
     return (k[0], s[0], p[0]), (k[1], s[1], p[1])
-
-
-def _pair(who: str, name: str, value: Pair, least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
-        raise InputError(f"{who}: got {name} {value}; required an integer from {least}, or two: for the height and the width.")
-    return pair[0], pair[1]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxseg.errors import InputError
 from jaxseg.ops.conv_transpose import conv_transpose
 from jaxseg.ops.resize import Phases, phases, weighted_sum
-from jaxseg.ops.shapes import need_image
+from jaxseg.ops.shapes import Pair, integer, need_floats, need_image, pair
 
 
 def bilinear_kernel(scale: int) -> np.ndarray:
@@ -18,14 +18,14 @@ def bilinear_kernel(scale: int) -> np.ndarray:
     w[i, j] = (1 - |i - c| / f) (1 - |j - c| / f), f = (k + 1) // 2, c = f - 1 for an odd k and f - 1/2 for an even one.
 
     Raises:
-      InputError: scale is below 1.
+      InputError: scale is no integer from 1 on.
 
     Source: Long et al. 2015, section 3.3, in the formula of their `surgery.py`.
 
     >>> bilinear_kernel(2)[0].tolist()
     [0.0625, 0.1875, 0.1875, 0.0625]
     """
-    line = _triangle("bilinear_kernel", scale)
+    line = _triangle(integer("bilinear_kernel", "scale", scale, 1))
     return np.asarray(line[:, None] * line, np.float32)
 
 
@@ -35,7 +35,7 @@ def upsample_prediction(
     *,
     kernel: Float[Array, "k k *c"] | None = None,
     offset: int | None = None,
-    size: tuple[int, int] | None = None,
+    size: Pair | None = None,
 ) -> Float[Array, "*n h2 w2 c"]:
     """Transposed convolution of stride `scale` with one filter a class: [..., H, W, C] -> [..., scale*H, scale*W, C], or [..., *size, C].
 
@@ -49,7 +49,7 @@ def upsample_prediction(
         dropped at the top and left than at the bottom and right where that is odd.
 
     Raises:
-      InputError: the kernel's shape, or a part that is not inside the whole.
+      InputError: x is not an image of floats, the kernel's shape, a number, or a part that is not inside the whole.
 
     Source: Long et al. 2015, section 3.3; torch.nn.ConvTranspose2d(C, C, k, scale, ceil((k - scale) / 2), groups=C); Caffe's Crop layer.
 
@@ -57,8 +57,10 @@ def upsample_prediction(
     (1, 375, 500, 21)
     """
     need_image("upsample_prediction", x.shape)
+    need_floats("upsample_prediction", x.dtype)
+    scale = integer("upsample_prediction", "scale", scale, 1)
     *_, h, w, c = x.shape
-    k = len(_triangle("upsample_prediction", scale)) if kernel is None else kernel.shape[0]
+    k = len(_triangle(scale)) if kernel is None else kernel.shape[0]
     if kernel is not None and (k < scale or kernel.shape not in {(k, k), (k, k, c)}):
         raise InputError(
             f"upsample_prediction: got a kernel of shape {kernel.shape} for scale {scale} and {c} classes; required [k, k] or "
@@ -66,10 +68,14 @@ def upsample_prediction(
         )
     whole = scale * (h - 1) + k, scale * (w - 1) + k
     if (offset is None) != (size is None):
-        raise InputError(f"upsample_prediction: got offset={offset} and size={size}; required both or neither.")
+        raise InputError(
+            f"upsample_prediction: got offset={offset} and size={size}; required both or neither. Leave both out for the middle."
+        )
     if offset is None or size is None:
         offset, size = -((scale - k) // 2), (scale * h, scale * w)
-    elif offset < 0 or min(size) < 1 or offset + size[0] > whole[0] or offset + size[1] > whole[1]:
+    else:
+        offset, size = integer("upsample_prediction", "offset", offset, 0), pair("upsample_prediction", "size", size, 1)
+    if offset + size[0] > whole[0] or offset + size[1] > whole[1]:
         raise InputError(
             f"upsample_prediction: got offset {offset} and size {size}; the whole has {whole[0]} x {whole[1]} pixels. "
             "Pad the image more before the network, or ask for less."
@@ -82,9 +88,7 @@ def upsample_prediction(
     return y[..., offset : offset + size[0], offset : offset + size[1], :]
 
 
-def _triangle(who: str, scale: int) -> np.ndarray:
-    if scale < 1:
-        raise InputError(f"{who}: got scale {scale}; required at least 1.")
+def _triangle(scale: int) -> np.ndarray:
     k = 2 * scale - scale % 2
     half = (k + 1) // 2
     centre = half - 1 if k % 2 else half - 0.5
@@ -94,7 +98,7 @@ def _triangle(who: str, scale: int) -> np.ndarray:
 @functools.lru_cache(1024)
 def _triangles(old: int, scale: int, offset: int, new: int) -> Phases:
     """Each new pixel is under the triangles of two old ones, or of one."""
-    triangle = _triangle("upsample_prediction", scale)
+    triangle = _triangle(scale)
     o = offset + np.arange(new)[:, None]
     index = o // scale - np.arange(2)
     tap = o - scale * index

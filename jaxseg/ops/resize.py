@@ -8,7 +8,6 @@ ever meet the weight zero. So everything is pads, slices, products and sums, and
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from jaxseg.errors import InputError
-from jaxseg.ops.shapes import need_image
+from jaxseg.ops.shapes import Pair, need_floats, need_image, pair
 
 NEAREST = ("nearest", "nearest_exact")
 METHODS = (*NEAREST, "bilinear", "bicubic", "bicubic_torch")
@@ -29,7 +28,7 @@ MOST_TERMS = 20
 
 
 def resize(
-    x: Shaped[Array, "*n h w c"], size: Sequence[int], method: str = "bilinear", *, align_corners: bool = False
+    x: Shaped[Array, "*n h w c"], size: Pair, method: str = "bilinear", *, align_corners: bool = False
 ) -> Shaped[Array, "*n h2 w2 c"]:
     """The image at another size: [..., H, W, C] -> [..., *size, C], of the same type.
 
@@ -37,18 +36,20 @@ def resize(
 
     Args:
       x: floats; any type with the nearest methods.
-      size: the new height and width.
+      size: the new height and width, or one number for both.
       method: one of
-        "nearest": pixel floor(i * in / out), torch's 'nearest'. (Torch computes it in float32: in 2 of 100 pairs of sizes it takes the
-          pixel before at some places where i * in / out is whole.)
+        "nearest": pixel floor(i * in / out), torch's 'nearest'.
         "nearest_exact": the pixel under the new pixel's centre, torch's 'nearest-exact', `jax.image.resize`'s 'nearest'.
+          (Torch computes both in float32: for a few pairs of sizes, 2 of 100 with "nearest" and 1 of 200 with "nearest_exact", it takes
+          the pixel before at some places where the exact position is whole.)
         "bilinear": of both libraries.
         "bicubic": Keys' a = -1/2; at the edges the weights inside are scaled to sum 1. `jax.image.resize`'s 'cubic'.
         "bicubic_torch": a = -3/4, edges clamped; torch's 'bicubic', `jax.image.resize`'s 'cubic-pytorch'.
       align_corners: keep the centres of the corner pixels in place, not the outer edges of the image.
 
     Raises:
-      InputError: an unknown method, a size that is not two positive numbers, align_corners with a nearest method, integers to interpolate.
+      InputError: an unknown method, a size that is not one or two positive integers, align_corners with a nearest method, or integers to
+        interpolate.
 
     Source: torch.nn.functional.interpolate, jax.image.resize(antialias=False); Keys 1981.
 
@@ -58,14 +59,13 @@ def resize(
     need_image("resize", x.shape)
     if method not in METHODS:
         raise InputError(f"resize: got method {method!r}; required one of {', '.join(METHODS)}.")
-    if len(size) != 2 or not all(isinstance(n, int | np.integer) for n in size) or min(*size, *x.shape[-3:-1]) < 1:
-        raise InputError(
-            f"resize: got size {tuple(size)} for shape {x.shape}; required a whole height and width, from one pixel on, of both."
-        )
+    size = pair("resize", "size", size, 1, "Give the new height and width.")
+    if min(x.shape[-3:-1]) < 1:
+        raise InputError(f"resize: got shape {x.shape}; required a height and width from one pixel on. Leave out empty images.")
     if method in NEAREST and align_corners:
         raise InputError(f"resize: got align_corners=True with method {method!r}; only interpolation has it. Leave it out.")
-    if method not in NEAREST and not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(f"resize: got {x.dtype} with method {method!r}; required floats. Convert them, or take 'nearest' for labels.")
+    if method not in NEAREST:
+        need_floats("resize", x.dtype, "Convert the image first, e.g. x.astype(jnp.float32), or take 'nearest' for labels.")
     *n, h, w, c = x.shape
     # An axis of one pixel is left for the broadcast at the end.
     rows, columns = (None if old in (1, new) else _grid(old, new, method, align_corners) for old, new in zip((h, w), size, strict=True))
@@ -122,10 +122,11 @@ def weighted_sum(x: Float[Array, "*n h w c"], rows: Phases | None, columns: Phas
         if len(rows.weights) * len(columns.weights) <= AT_ONCE:
             return _sums(x, rows, columns)
         # The axis that grows less first: the other one then starts from the smaller image. Of two alike the width, so that the backward
-        # pass sums whole rows first.
-        if columns.length * h <= rows.length * w:
-            return weighted_sum(weighted_sum(x, None, columns), rows, None)
-        return weighted_sum(weighted_sum(x, rows, None), None, columns)
+        # pass sums whole rows first. The barrier: XLA would fuse the two, and compute in the backward pass the first for each of the
+        # second's terms.
+        maps = ((None, columns), (rows, None))
+        first, second = maps if columns.length * h <= rows.length * w else maps[::-1]
+        return weighted_sum(lax.optimization_barrier(weighted_sum(x, *first)), *second)
     if rows:  # XLA's loops run over the last axis: the width and the channels as one are faster
         y = _products(x.reshape(*n, h, w * c), rows) if _dense(rows) else _sums(x.reshape(*n, h, 1, w * c), rows, _identity(1))
         return y.reshape(*n, rows.length, w, c)

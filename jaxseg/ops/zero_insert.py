@@ -4,8 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from jaxseg.errors import InputError
-from jaxseg.ops.shapes import need_image
+from jaxseg.ops.shapes import integer, need_image
 
 
 def zero_insert(x: Shaped[Array, "*n h w c"], scale: int = 2) -> Shaped[Array, "*n rh rw c"]:
@@ -14,7 +13,7 @@ def zero_insert(x: Shaped[Array, "*n h w c"], scale: int = 2) -> Shaped[Array, "
     Its transpose reads every scale-th pixel. `resize(..., "nearest")` fills the cells instead.
 
     Raises:
-      InputError: scale is below 1.
+      InputError: x is no image, or scale is no integer from 1 on.
 
     Source: Dosovitskiy et al. 2015, section 3 (unpooling); Long et al. 2015, section 3.3 (fractional strides).
 
@@ -22,7 +21,6 @@ def zero_insert(x: Shaped[Array, "*n h w c"], scale: int = 2) -> Shaped[Array, "
     [[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
     """
     need_image("zero_insert", x.shape)
-    if not isinstance(scale, int) or scale < 1:
-        raise InputError(f"zero_insert: got scale {scale}; required at least 1, an integer. x[..., ::scale, ::scale, :] reduces.")
+    scale = integer("zero_insert", "scale", scale, 1, "x[..., ::scale, ::scale, :] reduces.")
     holes = (0, scale - 1, scale - 1)
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * (x.ndim - 3) + [holes, holes, (0, 0, 0)])
