@@ -134,7 +134,7 @@ def _cells_product(x: Array, kernel: Array) -> Array:
 
 
 def _cells_by_row(x: Array, kernel: Array) -> Array:
-    """The same, a product for each row of a cell; its transpose in the kernel copies out those rows of the cotangent and multiplies them."""
+    """The same, a product for each row of a cell; its transpose in the kernel multiplies those rows of the cotangent, copied out."""
     kh, kw, i, o = kernel.shape
     n, h, w, _ = x.shape
     x = x.reshape(n * h * w, i)
