@@ -16,7 +16,7 @@ from jaxseg.benchmark import models, pictures, upsampling
 from jaxseg.benchmark.operators import CASES
 from jaxseg.benchmark.peers import torch_peer
 from jaxseg.benchmark.report import write_report
-from jaxseg.benchmark.results import Results, read_results
+from jaxseg.benchmark.results import Results, make_header, read_results
 from jaxseg.errors import InputError
 from jaxseg.upsample import UPSAMPLERS
 
@@ -239,3 +239,11 @@ def test_eight_simulated_devices_give_the_same_table(how, tmp_path):
     assert list(results.cases["models/unet/nearest"]["phases"]["training"]) == ["ours"]
     assert f"by {how}" in (tmp_path / "results.md").read_text()
     assert write_report(results) == tmp_path / "results.md"
+
+
+def test_the_header_names_what_the_environment_sets(monkeypatch, tmp_path):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    options = {"parallel": "jit", "dtype": "float32", "batch": 4, "size": 128, "features": [2, 3]}
+    header = make_header(jax.devices(), options, None)
+    text = write_report(Results(tmp_path / "results.json", header, {})).read_text()
+    assert "* environment: GLIBC_TUNABLES=glibc.malloc.hugetlb=1\n" in text

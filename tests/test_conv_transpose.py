@@ -181,14 +181,17 @@ def test_the_weight_gradient_is_no_convolution_of_a_dilated_image():
 
     np.testing.assert_allclose(stock(kernel), ops.conv_transpose(x, kernel, 2, 1))
     assert len(convolutions(stock)) == 2  # the forward one, and the weight gradient
-    assert len(convolutions(lambda k: ops.conv_transpose(x, k, 2, 1))) == 0  # the forward one is sub-pixel
-    assert len(convolutions(lambda k: ops.conv_transpose(x, k[:3, :3], 2, 1, 1))) == 1  # and here the lax one
+    assert len(convolutions(lambda k: ops.conv_transpose(x, k, 2, 1))) == 0  # the forward one is on the coarse grid
+    assert len(convolutions(lambda k: ops.conv_transpose(x, k, 2, dilation=2))) == 1  # and here the lax one
 
 
-def test_conv_transpose_compiles_to_matrix_products_only():
-    seen = hlo_names(forward_and_backward(ops.conv_transpose), jnp.ones((2, 4, 4, 3)), jnp.ones((2, 2, 3, 5)))
-    assert "dot_general" in seen
-    assert not seen & (MOVES | {"convolution"})
+def test_kernel_equal_to_stride_is_matrix_products_and_for_the_input_gradient_a_strided_convolution():
+    x, kernel = jnp.ones((2, 4, 4, 3)), jnp.ones((2, 2, 3, 5))
+    for f, y in ((lambda k: ops.conv_transpose(x, k), kernel), (lambda x: ops.conv_transpose(x, kernel), x)):
+        seen = hlo_names(forward_and_backward(f), y)
+        assert "dot_general" in seen
+        assert not seen & MOVES
+        assert ("convolution" in seen) == (y is x)
 
 
 @DTYPES

@@ -36,10 +36,12 @@ def write_report(results: Results) -> Path:
 
 def _header(header: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {v}" for name, v in header["versions"].items())
+    environment = header.get("environment", {})
     compiled = "" if header["torch_compile"] in (True, None) else "; no C++ compiler, so nothing of torch.compile"
     return [
         f"* device: {header['device']} ({header['platform']}; {header['cpu']}, {header['cores']} cores), by {header['parallel']}",
         f"* versions: {versions}; torch: {header['torch'] or 'not measured'}{compiled}",
+        *([f"* environment: {' '.join(f'{k}={v}' for k, v in environment.items())}"] if environment else []),
         f"* dtype: {header['dtype']}; date: {header['date']}",
         f"* models: batch {header['batch']} of {header['size']} x {header['size']} pixels, features {header['features']}",
         "",

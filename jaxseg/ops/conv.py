@@ -94,8 +94,8 @@ def _apart(parts: list[Array]) -> Array:
 
 def _sums(weights: np.ndarray, parts: list[Array]) -> list[Array]:
     """The product of a small matrix with a column of arrays."""
-    lines = [[(w, part) for w, part in zip(line, parts, strict=True) if w] for line in weights]
-    return [functools.reduce(jnp.add, [part if w == 1 else np.asarray(w, part.dtype) * part for w, part in line]) for line in lines]
+    terms = [[jnp.multiply(np.asarray(w, part.dtype), part) for w, part in zip(line, parts, strict=True) if w] for line in weights]
+    return [functools.reduce(jnp.add, line) for line in terms]
 
 
 def _by_input(x: Array, kernel: Array, padding: Padding) -> Array:

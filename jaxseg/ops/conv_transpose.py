@@ -8,8 +8,10 @@ and shard_map work, which a `custom_vjp` or a primitive of our own would forbid.
 """
 
 import math
-from typing import Any, Literal
+import operator
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -134,15 +136,19 @@ def _cells_product(x: Array, kernel: Array) -> Array:
 
 
 def _cells_by_row(x: Array, kernel: Array) -> Array:
-    """The same, a product for each row of a cell; its transpose in the kernel multiplies those rows of the cotangent, copied out."""
+    """The same; its transpose in the kernel is one product with whole rows of the cotangent, without a space to depth."""
     kh, kw, i, o = kernel.shape
     n, h, w, _ = x.shape
-    x = x.reshape(n * h * w, i)
-    rows = lax.optimization_barrier([x @ row.swapaxes(0, 1).reshape(i, kw * o) for row in kernel])
-    return jnp.stack([row.reshape(n, h, w * kw, o) for row in rows], 2).reshape(n, h * kh, w * kw, o)
+    return jnp.einsum("nhwi,aic->nhawc", x, kernel.swapaxes(1, 2).reshape(kh, i, kw * o)).reshape(n, h * kh, w * kw, o)
 
 
-_cells = product_rule(x=_cells_product, kernel=_cells_by_row)(_cells_product)
+def _cells_dilated(x: Array, kernel: Array) -> Array:
+    """The same; its transpose in x is a strided convolution, which reads the cotangent as it lies."""
+    kh, kw, _, _ = kernel.shape
+    return _dilated(x, kernel, (kh, kw), ((kh - 1, kh - 1), (kw - 1, kw - 1)), (1, 1))
+
+
+_cells = product_rule(x=_cells_dilated, kernel=_cells_by_row)(_cells_product)
 
 
 # Any kernel, stride, padding and dilation.
@@ -195,10 +201,48 @@ def _sub_pixel(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
     return _cut(y, kernel.shape[:2], edges, size)
 
 
+def _by_phase(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
+    """The same, undilated: on the coarse grid, a convolution for each place in a cell, of the taps that reach it."""
+    taps, (sh, sw) = kernel.shape[:2], stride
+    size = _size(x.shape[1:3], taps, stride, edges, (1, 1))
+    counts = [-(-n // s) for n, s in zip(size, stride, strict=True)]
+    rows, columns = map(_places, taps, stride, edges, x.shape[1:3], counts)
+    cells = [
+        lax.conv_general_dilated(
+            lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), row.padding, column.padding, (0, 0, 0)]),
+            kernel[row.taps, column.taps][::-1, ::-1],
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        for row in rows
+        for column in columns
+    ]
+    y = jnp.stack([jnp.stack(cells[i : i + sw], 3) for i in range(0, sh * sw, sw)], 2)
+    return y.reshape(x.shape[0], counts[0] * sh, counts[1] * sw, -1)[:, : size[0], : size[1]]
+
+
+class _Place(NamedTuple):
+    taps: slice
+    padding: tuple[int, int, int]
+
+
+def _places(taps: int, stride: int, edges: Pair, n: int, count: int) -> list[_Place]:
+    """For each place in the cells of an axis: the taps that reach it, and the padding of n pixels so that they make `count`."""
+    found = []
+    for place in range(stride):
+        ahead, first = divmod(place + taps - 1 - edges[0], stride)
+        found.append(_Place(slice(first, None, stride), (len(range(first, taps, stride)) - 1 - ahead, count + ahead - n, 0)))
+    return found
+
+
 def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
-    whole_blocks = all(k % s == 0 for k, s in zip(kernel.shape[:2], stride, strict=True))
-    if dilation == (1, 1) and min(stride) > 1 and (whole_blocks or min(stride) >= 4):
-        return _sub_pixel(x, kernel, stride, edges)
+    taps = kernel.shape[:2]
+    if dilation == (1, 1) and min(stride) > 1:
+        if max(stride) < 4 and all(map(operator.ge, taps, stride)) and jax.default_backend() == "cpu":
+            return _by_phase(x, kernel, stride, edges)
+        if min(stride) >= 4 or all(k % s == 0 for k, s in zip(taps, stride, strict=True)):
+            return _sub_pixel(x, kernel, stride, edges)
     return _dilated(x, kernel, stride, edges, dilation)
 
 
