@@ -6,7 +6,6 @@
 takes the class, or a `functools.partial` of it, as its `upsample` field. A new upsampler is one class and one line of `UPSAMPLERS`.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,20 +74,42 @@ class ZeroInsertConv(nn.Module):
         return _conv3x3(self.features, self.dtype)(x)
 
 
-class ResizeConv(nn.Module):
-    """Enlargement by `method` of `ops.resize`, then a 3x3 convolution ("resize-convolution", Odena et al. 2016): no checkerboard.
-
-    "nearest" leaves blocks for the convolution to smooth, "bilinear" blurs thin structures, "bicubic" is sharper and overshoots at edges.
-    """
+class NearestConv(nn.Module):
+    """Nearest-neighbour enlargement, then a 3x3 convolution ("resize-convolution", Odena et al. 2016): no checkerboard, most FLOPs."""
 
     features: int
     scale: int = 2
     dtype: Any = None
-    method: str = "nearest"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
-        x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), self.method)
+        x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), "nearest")
+        return _conv3x3(self.features, self.dtype)(x)
+
+
+class BilinearConv(nn.Module):
+    """Bilinear enlargement, then a 3x3 convolution: smooth, blurs thin structures."""
+
+    features: int
+    scale: int = 2
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
+        x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), "bilinear")
+        return _conv3x3(self.features, self.dtype)(x)
+
+
+class BicubicConv(nn.Module):
+    """Bicubic enlargement (Keys' a = -1/2), then a 3x3 convolution: sharper than bilinear, overshoots at edges."""
+
+    features: int
+    scale: int = 2
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
+        x = ops.resize(x, (self.scale * x.shape[1], self.scale * x.shape[2]), "bicubic")
         return _conv3x3(self.features, self.dtype)(x)
 
 
@@ -184,7 +205,9 @@ UPSAMPLERS = {
     "transposed": TransposedConv,
     "transposed_overlap": OverlapTransposedConv,
     "zero_insert": ZeroInsertConv,
-    **{name: functools.partial(ResizeConv, method=name) for name in ("nearest", "bilinear", "bicubic")},
+    "nearest": NearestConv,
+    "bilinear": BilinearConv,
+    "bicubic": BicubicConv,
     "bilinear_filter": BilinearFilter,
     "pixel_shuffle": PixelShuffle,
     "carafe": Carafe,
