@@ -1,8 +1,11 @@
 """Laws of jaxseg.ops.conv_transpose: adjointness, equality with torch and lax, what XLA is given to compile."""
 
+import contextlib
 import itertools
 import re
+import sys
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +48,13 @@ def test_conv_transpose_equals_lax(r):
     np.testing.assert_allclose(jax.jit(ops.conv_transpose)(x, kernel), expected, rtol=1e-5, atol=1e-5)
 
 
+@contextlib.contextmanager
+def as_if_large():
+    """Small images take the ways of large ones."""
+    with mock.patch.multiple(sys.modules["jaxseg.ops.conv_transpose"], LARGE=0, MANY=0):
+        yield
+
+
 def _configurations():
     """(kernel, stride, padding, output padding, dilation, groups, size, in, out): all that torch takes of these ranges, 1,370 of them."""
     r = np.random.default_rng(0)
@@ -85,6 +95,8 @@ def _equals_torch(k, s, p, q, d, g, size, i, o):
 @pytest.mark.parametrize("configuration", [*CONFIGURATIONS[::97], *CONFIGURATIONS[-6:]], ids=str)
 def test_conv_transpose_equals_torch_in_value_and_gradients(configuration):
     _equals_torch(*configuration)
+    with as_if_large():
+        _equals_torch(*configuration)
 
 
 @needs_torch
@@ -94,6 +106,8 @@ def test_conv_transpose_equals_torch_in_every_configuration(part):
     assert len(CONFIGURATIONS) > 1000
     for configuration in CONFIGURATIONS[part::20]:
         _equals_torch(*configuration)
+        with as_if_large():
+            _equals_torch(*configuration)
         jax.clear_caches()
 
 
@@ -108,15 +122,25 @@ def test_conv_transpose_has_the_paddings_of_lax(padding, k, s, d):
     np.testing.assert_allclose(ops.conv_transpose(x, kernel, s, padding, dilation=d), expected, rtol=1e-5, atol=1e-5)
 
 
-# kernel shape, arguments: one of each way that conv_transpose takes.
+# kernel shape, arguments: one of each way that conv_transpose takes; the last two take the large images' ways.
 WAYS = {
     "cells": ((3, 3, 2, 2), {}),
     "dilated": ((3, 4, 2, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
     "sub-pixel": ((5, 5, 2, 2), {"stride": 4, "padding": 1}),
     "depthwise": ((4, 4, 2, 1), {"stride": 2, "padding": 1, "groups": 2}),
     "groups": ((3, 3, 4, 2), {"stride": 2, "dilation": 2, "groups": 2}),
+    "large cells": ((3, 3, 2, 2), {}),
+    "phases": ((3, 4, 2, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
 }
-EVERY_WAY = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture
+def way(request):
+    with as_if_large() if request.param in ("large cells", "phases") else contextlib.nullcontext():
+        yield request.param
+
+
+EVERY_WAY = pytest.mark.parametrize("way", WAYS, indirect=True)
 
 
 @EVERY_WAY

@@ -22,6 +22,10 @@ from jaxseg.ops.shapes import integer, need_floats, need_image, pair
 
 Pair = tuple[int, int]
 Edges = tuple[Pair, Pair]
+LARGE = 2048
+"""Pixels of an image from which its own matrix product pays. Measured on CPUs."""
+MANY = 8192
+"""Pixels of a batch from which a convolution for each phase pays. Measured on CPUs."""
 
 
 def conv_transpose(
@@ -136,10 +140,15 @@ def _cells_product(x: Array, kernel: Array) -> Array:
 
 
 def _cells_by_row(x: Array, kernel: Array) -> Array:
-    """The same; its transpose in the kernel is one product with whole rows of the cotangent, without a space to depth."""
+    """The same; its transpose in the kernel multiplies whole rows of the cotangent, without a space to depth: all images at once, or
+    large ones one by one, which saves a transposed copy of them."""
     kh, kw, i, o = kernel.shape
     n, h, w, _ = x.shape
-    return jnp.einsum("nhwi,aic->nhawc", x, kernel.swapaxes(1, 2).reshape(kh, i, kw * o)).reshape(n, h * kh, w * kw, o)
+    rows = kernel.swapaxes(1, 2).reshape(kh, i, kw * o)
+    if h * w < LARGE:
+        return jnp.einsum("nhwi,aic->nhawc", x, rows).reshape(n, h * kh, w * kw, o)
+    products = [jnp.matmul(x.reshape(n, h * w, i), jnp.broadcast_to(row, (n, i, kw * o))) for row in rows]
+    return jnp.stack([y.reshape(n, h, w, kw * o) for y in lax.optimization_barrier(products)], 2).reshape(n, h * kh, w * kw, o)
 
 
 def _cells_dilated(x: Array, kernel: Array) -> Array:
@@ -239,7 +248,8 @@ def _places(taps: int, stride: int, edges: Pair, n: int, count: int) -> list[_Pl
 def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
     taps = kernel.shape[:2]
     if dilation == (1, 1) and min(stride) > 1:
-        if max(stride) < 4 and all(map(operator.ge, taps, stride)) and jax.default_backend() == "cpu":
+        many = math.prod(x.shape[:3]) >= MANY and jax.default_backend() == "cpu"
+        if many and max(stride) < 4 and all(map(operator.ge, taps, stride)):
             return _by_phase(x, kernel, stride, edges)
         if min(stride) >= 4 or all(k % s == 0 for k, s in zip(taps, stride, strict=True)):
             return _sub_pixel(x, kernel, stride, edges)
