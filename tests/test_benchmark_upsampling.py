@@ -243,7 +243,7 @@ def test_eight_simulated_devices_give_the_same_table(how, tmp_path):
 
 def test_the_header_names_what_the_environment_sets(monkeypatch, tmp_path):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    options = {"parallel": "jit", "dtype": "float32", "batch": 4, "size": 128, "features": [2, 3]}
+    options = {"parallel": "jit", "dtype": "float32", "batch": 4, "size": 128, "features": [2, 3], "environment": upsampling.environment()}
     header = make_header(jax.devices(), options, None)
     text = write_report(Results(tmp_path / "results.json", header, {})).read_text()
     assert "* environment: GLIBC_TUNABLES=glibc.malloc.hugetlb=1\n" in text

@@ -27,6 +27,8 @@ from jaxseg.upsample import UPSAMPLERS
 
 CHANNELS, CLASSES, LEARNING_RATE = 3, 21, 1e-3
 CHECKED_STEPS = 3
+UPSAMPLED = {name: MODELS[name] for name in ("unet", "segnet")}
+"""Models that take any upsampler."""
 TOLERANCE = {"logits": {"float32": 1e-3, "bfloat16": 0.1}, "losses": {"float32": 1e-2, "bfloat16": 0.1}}
 """Largest difference between two implementations, as a share of the largest value, of the logits and of the first training losses."""
 

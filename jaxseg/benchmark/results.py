@@ -16,8 +16,6 @@ from jaxseg.errors import InputError
 FILE = "results.json"
 CHOICE = ("date", "models", "methods", "only", "seconds")
 """What may differ between the parts of one results.json: which cases were asked for, when, and how long a case takes."""
-ENVIRONMENT = ("GLIBC_TUNABLES", "XLA_FLAGS", "LD_PRELOAD", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""Variables that make programs faster or slower; torch's process inherits them."""
 NEEDED = {"operators": ("fwd", "dx", "both"), "models": ("inference", "training")}
 """What every record of a kind has measured."""
 
@@ -50,7 +48,6 @@ def make_header(devices: Sequence[Any], options: Mapping[str, Any], torch: Mappi
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "jaxseg")}},
         "torch": f"{torch['torch']}, Python {torch['python']}, {torch['threads']} threads" if torch else None,
         "torch_compile": torch["compile"] if torch else None,
-        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         **json.loads(json.dumps(options)),
     }

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ from jaxseg.benchmark.report import write_report
 from jaxseg.benchmark.results import make_header, open_results
 from jaxseg.config import DtypeName
 from jaxseg.errors import InputError
-from jaxseg.models import MODELS
 from jaxseg.parallel import Parallel
 from jaxseg.progress import progress
 from jaxseg.upsample import UPSAMPLERS
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 def upsampling(
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    models: str = "all",
+    models: str = "unet",
     methods: str = "all",
     size: int = 128,
     batch: int = 4,
@@ -77,7 +77,7 @@ def upsampling(
       seconds: of steps for each phase of an operator; networks take four times as long.
     """
     setting = networks.Setting(size, batch, features, dtype, parallel)
-    chosen = _names("--models", models, MODELS), _names("--methods", methods, UPSAMPLERS)
+    chosen = _names("--models", models, networks.UPSAMPLED), _names("--methods", methods, UPSAMPLERS)
     _check(setting, devices, seconds)
     if only == "operators" and devices > 1:
         raise InputError(f"--devices {devices}: operators are measured on one device only. Leave it out, or --only models.")
@@ -93,6 +93,7 @@ def upsampling(
             "only": only,
             "seconds": seconds,
             "devices": devices,
+            "environment": environment(),
             **dataclasses.asdict(setting),
         }
         results = open_results(out, make_header(used, options, peer.info if peer else None))
@@ -129,6 +130,12 @@ def _cases(
             for method in methods:
                 run = functools.partial(networks.run_model, model, method, setting, devices, peer=peer, budget_s=4 * seconds)
                 yield f"models/{model}/{method}", run
+
+
+def environment() -> dict[str, str]:
+    """What is set of the variables that make programs faster or slower; torch's process inherits them."""
+    names = ("GLIBC_TUNABLES", "XLA_FLAGS", "LD_PRELOAD", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _names(option: str, text: str, there: dict[str, Any]) -> list[str]:
