@@ -12,10 +12,12 @@ import jax.numpy as jnp
 
 from jaxseg.data.listing import DataInfo
 from jaxseg.errors import InputError
-from jaxseg.models import MODELS
+from jaxseg.models import ENCODERS, MODELS
 from jaxseg.upsample import UPSAMPLERS
 
 MIN_STD = 1e-6
+_CLASSES: dict[str, dict[str, Any]] = {"upsample": UPSAMPLERS, "encoder": ENCODERS}
+"""Fields of a model that may hold a class or a partial, and those known."""
 _COUNT = 1 << 16  # largest whole number in a description: channels, classes, pixels
 
 
@@ -30,21 +32,28 @@ def model_to_json(model: nn.Module) -> dict[str, Any]:
     if type(model) not in names:
         raise InputError(f"{type(model).__name__}: not in jaxseg.models.MODELS, so a run folder cannot describe it. Add it there.")
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name", "axis_name")}
-    fields["upsample"] = _upsample_to_json(fields["upsample"])
+    for field, known in _CLASSES.items():
+        if callable(fields.get(field)):
+            fields[field] = _class_to_json(field, fields[field], known)
     fields["dtype"] = _name_of(fields["dtype"])
     return {"name": names[type(model)], "fields": fields}
 
 
 def model_from_json(description: dict[str, Any]) -> nn.Module:
-    """The inverse of `model_to_json`; only classes of `MODELS` and `UPSAMPLERS` and plain values are made.
+    """The inverse of `model_to_json`; only classes of `MODELS`, `UPSAMPLERS` and `ENCODERS` and plain values are made.
 
     Raises:
       InputError: an unknown class or field, or a value that is not of its field's type.
     """
     cls, fields = _named(description, MODELS)
-    upsampler, options = _named(fields.pop("upsample", None), UPSAMPLERS)
+    missing = [name for name in _CLASSES if name in {f.name for f in dataclasses.fields(cls)} - fields.keys()]
+    if missing:
+        raise InputError(f"{description['name']}: {', '.join(missing)} missing.")
+    described = {name: fields.pop(name) for name in _CLASSES if isinstance(fields.get(name), dict)}
     fields = _plain_fields(cls, fields)
-    fields["upsample"] = functools.partial(upsampler, **_plain_fields(upsampler, options)) if options else upsampler
+    for name, value in described.items():
+        inside, options = _named(value, _CLASSES[name])
+        fields[name] = functools.partial(inside, **_plain_fields(inside, options)) if options else inside
     try:
         return cls(**fields)
     except TypeError as error:  # a field without default is missing
@@ -112,16 +121,16 @@ def _name_of(dtype: Any) -> str | None:
     return None if dtype is None else jnp.dtype(dtype).name
 
 
-def _upsample_to_json(upsample: Any) -> dict[str, Any]:
+def _class_to_json(field: str, value: Any, known: dict[str, Any]) -> dict[str, Any]:
     options = {}
-    if isinstance(upsample, functools.partial):
-        if upsample.args:
-            raise InputError(f"{upsample}: has positional arguments, which a run folder cannot describe. Give them by name.")
-        upsample, options = upsample.func, {k: _name_of(v) if k == "dtype" else v for k, v in upsample.keywords.items()}
-    names = {cls: name for name, cls in UPSAMPLERS.items()}
-    if upsample not in names:
-        raise InputError(f"{upsample}: not in jaxseg.upsample.UPSAMPLERS, so a run folder cannot describe it. Add it there.")
-    return {"name": names[upsample], "fields": dict(options)}
+    if isinstance(value, functools.partial):
+        if value.args:
+            raise InputError(f"{value}: has positional arguments, which a run folder cannot describe. Give them by name.")
+        value, options = value.func, {k: _name_of(v) if k == "dtype" else v for k, v in value.keywords.items()}
+    names = {cls: name for name, cls in known.items()}
+    if value not in names:
+        raise InputError(f"{field}={value}: none of {', '.join(known)}, so a run folder cannot describe it. Add it there.")
+    return {"name": names[value], "fields": dict(options)}
 
 
 def _named(description: Any, known: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -130,7 +139,9 @@ def _named(description: Any, known: dict[str, Any]) -> tuple[Any, dict[str, Any]
     cls = known.get(description["name"]) if isinstance(description["name"], str) else None
     if cls is None:
         raise InputError(f"unknown {str(description['name'])[:80]!r}; known are {', '.join(known)}.")
-    ours = {"features"} if known is UPSAMPLERS else {"axis_name"}  # what the model, or the script, gives itself
+    ours = (
+        {"features"} if known is UPSAMPLERS else {"axis_name", "dtype"} if known is ENCODERS else {"axis_name"}
+    )  # what the model, or the script, gives itself
     allowed = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"} - ours
     unknown = set(description["fields"]) - allowed
     if unknown:

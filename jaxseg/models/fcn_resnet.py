@@ -1,0 +1,84 @@
+"""FCN on a dilated ResNet, torchvision's (Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015).
+
+No skips and no learned upsampling: dilation (Yu, Koltun, Funkhouser: Dilated Residual Networks, CVPR 2017) keeps the maps at an eighth of
+the image, and the logits are enlarged bilinearly.
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxseg import ops
+from jaxseg.errors import InputError
+from jaxseg.models.layers import Dropout, normalise
+from jaxseg.models.resnet import RESNETS
+from jaxseg.upsample import he_normal
+
+
+class FCNResNet(nn.Module):
+    """[N, H, W, C] -> float32 logits [N, H, W, num_classes], of any H and W. The defaults are torchvision's fcn_resnet50.
+
+    The auxiliary head's logits, of the same shape, are sown as "auxiliary" in the collection "intermediates": a training step finds them
+    with `model.apply(..., train=True, mutable=["batch_stats", "intermediates"])`; torchvision adds half their loss. Where nobody asks
+    for them, jit leaves the head out.
+
+    Args:
+      num_classes: 2 for a binary problem (background, foreground).
+      encoder: a name of `RESNETS`.
+      auxiliary: a second head on layer3, for training.
+      width: of the encoder; 64 is the paper's.
+      dropout: rate before the logits.
+      dtype: compute type; parameters stay float32.
+      axis_name: pmap axis over which the batch is split; batch statistics and dropout are then those of the whole batch.
+
+    Raises:
+      InputError: the image is not [N, H, W, C], or a field is out of its range.
+
+    Source: torchvision.models.segmentation.fcn_resnet50, fcn_resnet101.
+    """
+
+    num_classes: int
+    encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    auxiliary: bool = True
+    width: int = 64
+    dropout: float = 0.1
+    dtype: Any = None
+    axis_name: str | None = None
+
+    norm = "batch"
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"]:
+        self.check()
+        encoder = RESNETS[self.encoder](
+            dilate=(False, True, True), width=self.width, dtype=self.dtype, axis_name=self.axis_name, name="encoder"
+        )
+        *_, layer3, layer4 = encoder(image, train=train)
+        if self.auxiliary:
+            self.sow("intermediates", "auxiliary", self.head(layer3, "auxiliary_", image.shape, train))
+        return self.head(layer4, "", image.shape, train)
+
+    def head(self, x: Array, name: str, shape: tuple[int, ...], train: bool) -> Float[Array, "n h w k"]:
+        x = nn.Conv(
+            x.shape[-1] // 4,
+            (3, 3),
+            padding=1,
+            use_bias=False,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            conv_general_dilated=ops.conv_general_dilated,
+            name=f"{name}conv",
+        )(x)
+        x = nn.relu(normalise(self, x, f"{name}norm", train))
+        x = Dropout(self.dropout, axis_name=self.axis_name, name=f"{name}dropout")(x, train=train)
+        x = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name=f"{name}logits")(x)
+        return ops.resize(x.astype(jnp.float32), shape[1:3])
+
+    def check(self) -> None:
+        if self.encoder not in RESNETS or self.num_classes < 1 or not 0 <= self.dropout < 1:
+            raise InputError(
+                f"FCNResNet: got encoder={self.encoder!r}, num_classes={self.num_classes}, dropout={self.dropout}; required one of "
+                f"{', '.join(RESNETS)}, at least 1 class, and dropout from 0 to less than 1. Correct the field."
+            )
