@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -129,8 +130,9 @@ def test_what_the_worker_cannot_do_is_an_error_and_it_goes_on(peer):
 def test_a_worker_that_dies_or_hangs_says_so():
     with torch_peer(Path(sys.executable)) as mortal:
         assert mortal is not None
-        with pytest.raises(PeerError, match=r"ended during 'hello': no answer in 0 s"):
-            mortal.ask("hello", timeout_s=0)
+        mortal._process.send_signal(signal.SIGSTOP)
+        with pytest.raises(PeerError, match=r"ended during 'hello': no answer in 1 s"):
+            mortal.ask("hello", timeout_s=0.6)
         with pytest.raises(PeerError, match="ended during 'hello'"):
             mortal.ask("hello")
 

