@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,9 +84,12 @@ def test_every_parameter_is_reached_and_training_moves_the_statistics_by_one_com
     model, image = Tiny(), random_array(*LARGE)
     variables = random_variables(model, image)
 
+    traces = []
+
     @jax.jit
-    @partial(chex.assert_max_traces, n=1)
     def gradients(variables, image):
+        traces.append(image.shape)
+
         def loss(params):
             return (model.apply({**variables, "params": params}, image) ** 2).mean()
 
@@ -95,6 +97,7 @@ def test_every_parameter_is_reached_and_training_moves_the_statistics_by_one_com
 
     grads, state = gradients(variables, image)
     gradients(variables, image + 1)
+    assert len(traces) == 1
     for path, leaf in flatten_dict(grads, sep="/").items():
         assert np.all(np.isfinite(leaf)), path
         assert np.any(np.asarray(leaf) != 0), path

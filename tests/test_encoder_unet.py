@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch_resnet
 from flax.traverse_util import flatten_dict
+from model_laws import assert_close, check_one_compilation, nchw, nhwc, package, state_dict
 from op_laws import needs_torch, random_array
 from random_variables import random_variables
-from torch_resnet import assert_close, nchw, nhwc, state_dict
 
 from jaxseg.errors import InputError
 from jaxseg.models.encoder_unet import ENCODERS, EncoderUNet
@@ -132,20 +132,8 @@ def test_every_parameter_is_reached_and_the_gradients_are_finite():
         assert np.any(np.asarray(leaf) != 0), path
 
 
-def test_jit_compiles_once_for_repeated_calls():
-    model = Tiny()
-    image = random_array(1, 24, 24, 1)
-    variables = random_variables(model, image)
-    traces = []
-
-    @jax.jit
-    def apply(variables, image):
-        traces.append(image.shape)
-        return model.apply(variables, image)
-
-    first = apply(variables, image)
-    assert np.any(np.asarray(apply(variables, image + 1)) != first)
-    assert len(traces) == 1
+def test_jit_compiles_once():
+    check_one_compilation(Tiny(), random_array(1, 24, 24, 1))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +242,7 @@ def test_logits_equal_those_of_segmentation_models_pytorch(encoder, size):
 @pytest.mark.parametrize("size", [(67, 101), (64, 96)])
 @pytest.mark.parametrize("encoder", LIKE_SMP)
 def test_the_package_has_the_same_keys_and_logits(encoder, size):
-    smp = torch_resnet.package("segmentation_models_pytorch")
+    smp = package("segmentation_models_pytorch")
     model = EncoderUNet(num_classes=3, encoder=encoder)
     image = random_array(1, *size, 3)
     variables = random_variables(model, image)
@@ -266,7 +254,7 @@ def test_the_package_has_the_same_keys_and_logits(encoder, size):
 @needs_torch
 @pytest.mark.parametrize("name", LIKE_SMP)
 def test_the_packages_classifiers_have_the_keys_of_the_encoder(name):
-    classifier = getattr(torch_resnet.package("torchvision").models, name)(weights=None)
+    classifier = getattr(package("torchvision").models, name)(weights=None)
     keys = {key for key in classifier.state_dict() if not key.endswith("num_batches_tracked")}
     table = torchvision.classifier_layout(EncoderUNet(num_classes=2, encoder=name))
     assert table.keys() <= keys <= table.keys() | set(torchvision.CLASSIFIER_IGNORED)
@@ -275,7 +263,7 @@ def test_the_packages_classifiers_have_the_keys_of_the_encoder(name):
 @needs_torch
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_the_package_has_the_same_rule_for_other_channels(channels):
-    torch_resnet.package("segmentation_models_pytorch")
+    package("segmentation_models_pytorch")
     import torch
     from segmentation_models_pytorch.encoders._utils import patch_first_conv
 

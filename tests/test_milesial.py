@@ -2,12 +2,12 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from model_laws import check_equals_torch, check_first_channels_are_skips
 from op_laws import needs_torch
 from random_variables import random_variables
 
@@ -40,25 +40,7 @@ def test_the_reference_has_as_many_parameters_and_keys(channels, classes, biline
 @MODES
 @pytest.mark.parametrize("size", [(4, 5), (13, 22)])
 def test_each_skip_reaches_the_logits_at_any_size(bilinear, size):
-    model, image = Tiny(bilinear=bilinear), _image(1, *size, 2)
-    variables = random_variables(model, image)
-
-    @jax.jit
-    def apply(variables, image, more):
-        def add(call, args, kwargs, context):
-            for level in (0, 1):
-                if context.module.name == f"up{level}_conv1":
-                    skip = args[0][..., : model.features[level]]
-                    args = (args[0].at[..., : model.features[level]].add(more[level] * skip**2),)
-            return call(*args, **kwargs)
-
-        with nn.intercept_methods(add):
-            return model.apply(variables, image)
-
-    logits = apply(variables, image, jnp.zeros(2))
-    assert (logits.shape, logits.dtype) == ((1, *size, 3), jnp.float32)
-    for more in np.eye(2, dtype=np.float32):
-        assert np.max(np.abs(apply(variables, image, more) - logits)) > 1e-3
+    check_first_channels_are_skips(Tiny(bilinear=bilinear), _image(1, *size, 2), levels=2)
 
 
 @MODES
@@ -154,7 +136,7 @@ def _reference(torch, features, bilinear, channels, classes):
                 x = getattr(self, f"up{i}")(x, skips.pop())
             return self.outc["conv"](x)
 
-    return Reference().eval()
+    return Reference()
 
 
 @needs_torch
@@ -164,20 +146,5 @@ def test_logits_equal_those_of_the_reference(bilinear, features, sizes):
     import torch
 
     model = MilesialUNet(2, features, bilinear)
-    variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
-    reference = _reference(torch, features, bilinear, 3, 2)
-    flat, axes = flatten_dict(variables), {"conv": (3, 2, 0, 1), "conv_transpose": (2, 3, 0, 1), "same": None}
-    state = {
-        key: torch.tensor(flat[path] if axes[change] is None else flat[path].transpose(axes[change]))
-        for key, (path, change) in milesial.layout(model).items()
-    }
-    expected_keys = {key for key in reference.state_dict() if not key.endswith("num_batches_tracked")}
-    assert set(state) == expected_keys
-    reference.load_state_dict(state, strict=False)
-    for size in sizes:
-        image = _image(1, *size, 3)
-        logits = np.asarray(jax.jit(model.apply)(variables, image))
-        with torch.no_grad():
-            expected = reference(torch.tensor(image).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-        assert logits.shape == expected.shape
-        assert np.max(np.abs(logits - expected)) <= 1e-4 * np.max(np.abs(expected))
+    images = [_image(1, *size, 3) for size in sizes]
+    check_equals_torch(model, milesial.layout(model), _reference(torch, features, bilinear, 3, 2), images)

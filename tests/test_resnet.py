@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch_resnet
 from flax.traverse_util import flatten_dict
+from model_laws import assert_close, check_one_compilation, nchw, nhwc, package, state_dict
 from op_laws import needs_torch, random_array
 from random_variables import random_variables
-from torch_resnet import assert_close, nchw, nhwc, state_dict
 
 from jaxseg.errors import InputError
 from jaxseg.models.fcn_resnet import FCNResNet
@@ -108,20 +108,8 @@ def test_without_the_auxiliary_head_the_logits_are_the_same():
     np.testing.assert_array_equal(jax.jit(model.clone(auxiliary=False).apply)(plain, image), logits)
 
 
-def test_jit_compiles_once_for_repeated_calls():
-    model = TinyFCN()
-    image = random_array(1, 24, 24, 1)
-    variables = random_variables(model, image)
-    traces = []
-
-    @jax.jit
-    def apply(variables, image):
-        traces.append(image.shape)
-        return model.apply(variables, image)
-
-    first = apply(variables, image)
-    assert np.any(np.asarray(apply(variables, image + 1)) != first)
-    assert len(traces) == 1
+def test_jit_compiles_once():
+    check_one_compilation(TinyFCN(), random_array(1, 24, 24, 1))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +188,7 @@ def test_logits_equal_those_of_torchvision(model, size):
 @needs_torch
 @pytest.mark.parametrize("size", [(65, 97), (64, 96)])
 def test_the_package_has_the_same_keys_and_logits(size):
-    torchvision = torch_resnet.package("torchvision")
+    torchvision = package("torchvision")
     model = FCNResNet(num_classes=21)
     image = random_array(1, *size, 3)
     variables = random_variables(model, image)

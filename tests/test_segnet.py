@@ -6,13 +6,13 @@ import typing
 from pathlib import Path
 from types import SimpleNamespace
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from model_laws import check_one_compilation
 from op_laws import needs_torch, random_array
 from random_variables import random_variables
 
@@ -249,10 +249,7 @@ def test_bfloat16_gives_float32_logits_near_the_others(name):
 
 
 def test_jit_compiles_once():
-    model, image = CASES["fcn"], _pixels((1, 9, 10, 3))
-    variables = random_variables(model, image)
-    apply = jax.jit(chex.assert_max_traces(lambda variables, image: model.apply(variables, image), n=1))
-    assert np.any(np.asarray(apply(variables, image + 1)) != apply(variables, image))
+    check_one_compilation(CASES["fcn"], _pixels((1, 9, 10, 3)))
 
 
 # The parts.

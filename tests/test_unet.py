@@ -3,13 +3,13 @@
 import importlib.util
 from functools import partial
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from model_laws import check_one_compilation
 from random_variables import random_variables
 
 from jaxseg.errors import InputError
@@ -304,14 +304,8 @@ def test_dropout_is_for_training_and_the_two_coarsest_levels_only():
     assert np.max(np.abs(train(jax.random.key(2))[0] - train_logits)) > 1e-3
 
 
-def test_jit_compiles_once_for_repeated_calls():
-    model = UNet(num_classes=2, features=(2, 2), padding="same")
-    image = _image(1, 6, 6, 1)
-    variables = random_variables(model, image)
-    apply = jax.jit(chex.assert_max_traces(lambda variables, image: model.apply(variables, image), n=1))
-    first = apply(variables, image)
-    assert np.any(np.asarray(apply(variables, image + 1)) != first)
-    np.testing.assert_array_equal(apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(image)), first)
+def test_jit_compiles_once():
+    check_one_compilation(UNet(num_classes=2, features=(2, 2), padding="same"), _image(1, 6, 6, 1))
 
 
 def test_initialisation_is_he_normal_with_zero_biases():

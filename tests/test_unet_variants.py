@@ -2,13 +2,13 @@
 
 from functools import partial
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from model_laws import check_one_compilation
 from op_laws import needs_torch
 from random_variables import random_variables
 
@@ -80,9 +80,9 @@ def test_any_size_gives_float32_logits_of_the_image_size_and_compiles_once(name)
         logits, made = jax.eval_shape(model.clone(dtype=dtype).init_with_output, jax.random.key(0), jnp.zeros((2, *size, 2)))
         assert (logits.shape, logits.dtype) == ((2, *size, 3), jnp.float32)
         assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
-    chex.clear_trace_counter()  # of the other models
-    apply = jax.jit(chex.assert_max_traces(lambda variables, image: model.apply(variables, image), n=1))
     image = _image(2, 7, 10, 2)
+    check_one_compilation(model, image)
+    apply = jax.jit(model.apply)
     logits = np.asarray(apply(variables, image))
     assert np.all(np.isfinite(logits))
     np.testing.assert_allclose(apply(variables, image[::-1]), logits[::-1], rtol=1e-4, atol=1e-5)  # an image sees no other

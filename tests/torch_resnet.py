@@ -1,44 +1,5 @@
 """torchvision's ResNet on torch's own layers, by the names of its state_dict. The dict is used up: each array is read once."""
 
-import importlib
-
-import numpy as np
-import pytest
-from flax.traverse_util import flatten_dict
-
-from jaxseg.weights.table import to_torch
-
-
-def package(name):
-    """The package itself, or else a skip: the test that compares with its network as written down is there in any case."""
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision's operators, built for another torch
-        pytest.skip(f"{name} cannot be imported ({str(error).splitlines()[0]}): its network is compared as written down in the test only")
-
-
-def state_dict(table, variables):
-    """Our variables as theirs. Every variable has its key."""
-    import torch
-
-    assert sorted(path for path, _ in table.values()) == sorted(flatten_dict(variables))
-    return {key: torch.tensor(array) for key, array in to_torch(table, variables).items()}
-
-
-def nchw(image):
-    import torch
-
-    return torch.tensor(image).permute(0, 3, 1, 2)
-
-
-def nhwc(x):
-    return x.detach().permute(0, 2, 3, 1).numpy()
-
-
-def assert_close(got, expected, relative=1e-4):
-    assert got.shape == expected.shape
-    assert np.max(np.abs(got - expected)) <= relative * np.max(np.abs(expected))
-
 
 def conv(state, x, key, stride=1, dilation=1):
     from torch.nn import functional

@@ -246,7 +246,7 @@ if __name__ == "__main__":
     # Only here, so that tools which import every module need no torch. torch's idle threads would spin for milliseconds in the parent's
     # turn; and where another program wants a core they slow torch itself by a factor of ten. This must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-    import torch.nn.functional as F
+    import torch  # pyright: ignore[reportMissingImports]
+    import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 
     main()

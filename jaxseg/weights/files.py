@@ -39,7 +39,7 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _torch(path: Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             f"{path}: {path.suffix or 'this'} is torch's format, and torch is not installed. `pip install torch`, or convert the file to "
