@@ -70,7 +70,7 @@ def fields(
     """The first and the last row that each output row depends on, and the same of the columns, the border included."""
     if len(image_shape) != 4 or 0 in image_shape:
         raise InputError(f"receptive_field: got the image shape {image_shape}; required [N, H, W, C] without empty axes.")
-    closed = jax.make_jaxpr(apply)(jax.ShapeDtypeStruct(image_shape, jnp.float32))
+    closed: Any = jax.make_jaxpr(apply)(jax.ShapeDtypeStruct(image_shape, jnp.float32))
     shapes = [v.aval.shape for v in closed.jaxpr.outvars]
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise InputError(f"receptive_field: `apply` gave the shapes {shapes}; required one map [N, H, W, K].")
@@ -120,7 +120,7 @@ def _run(jaxpr: Any, least: list[Array | None]) -> list[Array | None]:
 
 def _equation(eqn: Any, inputs: list[Array | None]) -> list[Array | None]:
     name, params = eqn.primitive.name, eqn.params
-    inner = [p.jaxpr if isinstance(p, core.ClosedJaxpr) else p for p in params.values() if isinstance(p, core.ClosedJaxpr | core.Jaxpr)]
+    inner = [getattr(p, "jaxpr", p) for p in params.values() if hasattr(p, "eqns")]
     if len(inner) == 1 and len(inner[0].invars) == len(inputs) and name not in ("scan", "while", "cond"):
         return _run(inner[0], inputs)
     if name == "optimization_barrier":

@@ -9,7 +9,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -250,7 +250,7 @@ def _pad(x: Array, fill: float, rows: tuple[int, int], columns: tuple[int, int],
     return lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0)] * (x.ndim - 3) + [(*rows, between[0]), (*columns, between[1]), (0, 0, 0)])
 
 
-def _dtype(rows: _Axis, columns: _Axis) -> type:
+def _dtype(rows: _Axis, columns: _Axis) -> Any:
     return jnp.int8 if rows.window * columns.window <= 128 else jnp.int16
 
 
