@@ -1,7 +1,7 @@
 """MONAI's BasicUNet of two dimensions, with its default norm and activation."""
 
 from jaxseg.models.basic_unet import BasicUNet
-from jaxseg.weights.table import Layout
+from jaxseg.weights.table import Layout, conv
 
 _UPSAMPLE = {"deconv": "deconv", "nontrainable": "preconv", "pixelshuffle": "pixelshuffle.conv_block"}
 
@@ -15,19 +15,15 @@ def layout(model: BasicUNet) -> Layout:
     for level in range(depth):
         at, change = f"upcat_{level + 1}", "conv_transpose" if model.upsample == "deconv" else "conv"
         if model.upsample != "nontrainable" or level > 0:  # the finest keeps its channels
-            table |= _layer(f"{at}.upsample.{_UPSAMPLE[model.upsample]}", f"up{level}_sample", change)
+            table |= conv(f"{at}.upsample.{_UPSAMPLE[model.upsample]}", (f"up{level}_sample",), bias=True, change=change)
         table |= _two_convs(f"{at}.convs", f"up{level}")
-    return table | _layer("final_conv", "logits", "conv")
+    return table | conv("final_conv", ("logits",), bias=True)
 
 
 def _two_convs(at: str, name: str) -> Layout:
     table: Layout = {}
     for i in (0, 1):
-        table |= _layer(f"{at}.conv_{i}.conv", f"{name}_conv{i + 1}", "conv")
+        table |= conv(f"{at}.conv_{i}.conv", (f"{name}_conv{i + 1}",), bias=True)
         table[f"{at}.conv_{i}.adn.N.weight"] = ("params", f"{name}_norm{i + 1}", "scale"), "same"
         table[f"{at}.conv_{i}.adn.N.bias"] = ("params", f"{name}_norm{i + 1}", "bias"), "same"
     return table
-
-
-def _layer(key: str, name: str, change: str) -> Layout:
-    return {f"{key}.weight": (("params", name, "kernel"), change), f"{key}.bias": (("params", name, "bias"), "same")}

@@ -15,9 +15,9 @@ COUNTER = "num_batches_tracked"
 """torch's batch norm counts its batches; nothing here reads that."""
 
 
-def conv(key: str, path: tuple[str, ...], bias: bool) -> Layout:
-    """A convolution's weight and bias."""
-    table: Layout = {f"{key}.weight": (("params", *path, "kernel"), "conv")}
+def conv(key: str, path: tuple[str, ...], bias: bool, change: str = "conv") -> Layout:
+    """A convolution's weight, and its bias, or those of a layer that is read as one."""
+    table: Layout = {f"{key}.weight": (("params", *path, "kernel"), change)}
     return table | ({f"{key}.bias": (("params", *path, "bias"), "same")} if bias else {})
 
 

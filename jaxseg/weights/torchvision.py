@@ -8,7 +8,6 @@ from typing import Any
 from jaxseg.models.resnet import RESNETS
 from jaxseg.models.vgg import CONVS
 from jaxseg.weights.table import Layout, conv, conv_norm
-from jaxseg.weights.wkentaro_fcn import vgg16_convs
 
 CLASSIFIER_IGNORED = tuple(f"{layer}.{kind}" for layer in ("fc", *(f"classifier.{i}" for i in (0, 3, 6))) for kind in ("weight", "bias"))
 """Keys of the classifiers that an encoder has no place for: what turns the last map into scores of ImageNet's classes."""
@@ -44,8 +43,11 @@ def resnet(name: str, prefix: str) -> Layout:
 
 def vgg16(prefix: str) -> Layout:
     """Of the convolutions of VGG16, "encoder" in our variables; `prefix` ends with torchvision's "features."."""
-    names = [f"conv{stage}_{i}" for stage, convs in enumerate(CONVS, 1) for i in range(1, convs + 1)]
     table: Layout = {}
-    for index, name in zip(vgg16_convs(), names, strict=True):
-        table |= conv(f"{prefix}{index}", ("encoder", name), bias=True)
+    index = 0
+    for stage, convs in enumerate(CONVS, 1):
+        for i in range(1, convs + 1):
+            table |= conv(f"{prefix}{index}", ("encoder", f"conv{stage}_{i}"), bias=True)
+            index += 2  # its ReLU stands between
+        index += 1  # and a pooling behind each stage
     return table

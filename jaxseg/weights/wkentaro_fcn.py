@@ -7,8 +7,8 @@ The images of these weights are BGR, 0..255, less 104.00699, 116.66877, 122.6789
 from typing import Any
 
 from jaxseg.models.vgg import CONVS
-
-Layout = dict[str, tuple[tuple[str, ...], str]]
+from jaxseg.weights.table import Layout, conv
+from jaxseg.weights.torchvision import vgg16
 
 CLASSIFIER_IGNORED = ("classifier.6.weight", "classifier.6.bias")
 """Keys of torchvision's VGG16 that FCN has no place for: the scores of ImageNet's classes."""
@@ -21,35 +21,17 @@ def layout(model: Any) -> Layout:
     scored = {"32s": ["score_fr"], "16s": ["score_fr", "score_pool4"]}.get(model.variant, ["score_fr", "score_pool4", "score_pool3"])
     upscored = {"32s": ["upscore"], "16s": ["upscore2", "upscore16"]}.get(model.variant, ["upscore2", "upscore_pool4", "upscore8"])
     table: Layout = {}
-    for name in _convs():
-        table |= _layer(name, ("encoder", name), "conv")
+    for stage, convs in enumerate(CONVS, 1):
+        for i in range(1, convs + 1):
+            table |= conv(f"conv{stage}_{i}", ("encoder", f"conv{stage}_{i}"), bias=True)
     for name in ("fc6", "fc7", *scored):
-        table |= _layer(name, (name,), "conv")
+        table |= conv(name, (name,), bias=True)
     return table | {f"{name}.weight": (("params", name, "kernel"), "conv_transpose") for name in upscored}
 
 
 def classifier_layout(model: Any) -> Layout:
     """Of torchvision's `vgg16`, FCN's beginning: what it leaves (scores, upscoring) stays as initialised, as in the paper."""
-    table: Layout = {}
-    for index, name in zip(vgg16_convs(), _convs(), strict=True):
-        table |= _layer(f"features.{index}", ("encoder", name), "conv")
+    table = vgg16("features.")
     for index, name in _LINEAR.items():
-        table |= _layer(f"classifier.{index}", (name,), "linear_conv")
+        table |= conv(f"classifier.{index}", (name,), bias=True, change="linear_conv")
     return table
-
-
-def vgg16_convs() -> list[int]:
-    """Where the convolutions stand in torchvision's `features`: each is followed by its ReLU, each stage by its pooling.
-
-    >>> vgg16_convs()
-    [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
-    """
-    return [2 * i + stage + 2 * sum(CONVS[:stage]) for stage, convs in enumerate(CONVS) for i in range(convs)]
-
-
-def _convs() -> list[str]:
-    return [f"conv{stage}_{i}" for stage, convs in enumerate(CONVS, 1) for i in range(1, convs + 1)]
-
-
-def _layer(key: str, path: tuple[str, ...], change: str) -> Layout:
-    return {f"{key}.weight": (("params", *path, "kernel"), change), f"{key}.bias": (("params", *path, "bias"), "same")}
