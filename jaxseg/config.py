@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,9 @@ class Config:
       size: height and width of the training crops, in pixels after `resize`.
       loss: of `jaxseg.losses`.
       augment: functions of `jaxseg.data.augment`, applied in order.
+      start: `start(model, variables)` gives the weights to begin with in place of fresh `variables`, e.g. of `jaxseg.weights.start`.
+      mean_std: mean and standard deviation of each channel, 0..1, by which images are standardised, as the starting weights need them;
+        None measures the training images.
       resize: factor by which images are resampled before training and prediction; results are brought back.
       weight_map: weight of each pixel of a record, e.g. `jaxseg.weight_map.border_weight_map`.
       ema_decay: of the averaged weights that are evaluated; 0 evaluates the last weights.
@@ -61,6 +64,8 @@ class Config:
     size: tuple[int, int]
     loss: Callable[..., Any] = losses.cross_entropy
     augment: tuple[Callable[..., Any], ...] = ()
+    start: Callable[[nn.Module, Any], Any] | None = None
+    mean_std: tuple[Sequence[float], Sequence[float]] | None = None
     resize: float = 1.0
     weight_map: Callable[[Record], np.ndarray] | None = None
     ema_decay: float = 0.0
@@ -92,6 +97,25 @@ def adamw(learning_rate: float, steps: int, *, weight_decay: float = 1e-4, clip:
     warmup = max(1, steps // 20)
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, max(steps, warmup + 1))
     return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay))
+
+
+def rate_per_part(optimizer: optax.GradientTransformation, rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """`optimizer` with its learning rate multiplied for some parts of a model; 0 leaves a part as it is.
+
+    Args:
+      rates: factor for all parameters below a name at the top of the model's, such as {"encoder": 0.1}; others keep 1.
+    """
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        del params
+        unknown = rates.keys() - updates.keys()
+        if unknown:
+            raise InputError(
+                f"rate_per_part: got {', '.join(sorted(unknown))}; the model's parts are {', '.join(updates)}. Take from these."
+            )
+        return {part: optax.tree.scale(rates.get(part, 1.0), tree) for part, tree in updates.items()}
+
+    return optax.chain(optimizer, optax.stateless(scale))
 
 
 def unet_options(upsample: UpsampleName, dtype: DtypeName) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from jaxseg.model_json import MIN_STD, info_to_json, model_to_json
 from jaxseg.progress import progress
 from jaxseg.report_run import report_run
 from jaxseg.run_log import RunLog
-from jaxseg.train_state import init_state, train_step
+from jaxseg.train_state import begin_with, init_state, train_step
 
 HELP = """jaxseg train CONFIG.py [--option value ...] [--data-dir DIR] --workdir DIR
 
@@ -95,6 +95,8 @@ def train(
     init = functools.partial(init_state, model, config.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0)
     init = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})  # runs once: optimised it compiles 7 times as long
     state = init()
+    if config.start is not None and not run_folder.has_checkpoint(workdir):
+        state = begin_with(state, config.start(model, state.variables))
     run_folder.write_description(workdir, description)
     checkpoints = run_folder.checkpoints(workdir)
     sharding = parallel.replicated(parallel.data_mesh()) if how == "jit" else None
@@ -225,7 +227,12 @@ def _describe(
                 f"--workdir {workdir}: was begun with others: {'; '.join(changed)}. Give the same command, or another --workdir."
             )
         return {**description, "preprocess": old["preprocess"]}
-    mean, std = channel_statistics(dataset.split("train"))
+    mean, std = map(np.asarray, config.mean_std or channel_statistics(dataset.split("train")))
+    if not mean.shape == std.shape == (dataset.info.channels,):
+        raise InputError(
+            f"mean_std: got {mean.size} means and {std.size} deviations; the images of {config.data} have {dataset.info.channels} "
+            "channels. Give one of each a channel, or None to measure them."
+        )
     return {**description, "preprocess": {"mean": mean.tolist(), "std": np.maximum(std, MIN_STD).tolist(), "resize": config.resize}}
 
 

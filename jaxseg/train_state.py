@@ -8,10 +8,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, UInt32
 
 from jaxseg.data.augment import augment_batch
+from jaxseg.errors import InputError
 from jaxseg.inference.whole import standardise
 from jaxseg.metrics import confusion_matrix
 from jaxseg.upsample import center_crop
@@ -58,6 +61,21 @@ def init_state(
     )
 
 
+def begin_with(state: TrainState, variables: Any) -> TrainState:
+    """The fresh state with other weights: {"params", "batch_stats"?} of the same names and shapes.
+
+    Raises:
+      InputError: they are of another model; every name that differs is in the message.
+    """
+    have, got = (flatten_dict(tree, sep="/") for tree in (_variables(state.params, state.batch_stats), variables))
+    wrong = [name for name in sorted({*have, *got}) if name not in have or name not in got or have[name].shape != got[name].shape]
+    if wrong:
+        raise InputError(f"start: the weights do not fit the model in {', '.join(wrong)}. Give those of the same model and options.")
+    variables = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), variables, _variables(state.params, state.batch_stats))
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
+    return state.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}), ema=ema)
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -72,6 +90,9 @@ def train_step(
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step on {"image": [N,H,W,C] in 0..1, "label": [N,H,W], "weight"?: [N,H,W]}.
+
+    Where the model gives a tuple of logits in training (deep supervision, an auxiliary head), their losses are added with the weights
+    `model.head_weights`; a head smaller than the first is compared with every so many pixels of the label.
 
     Under pmap the batch is this device's share and `axis_name` its axis: augmentation and dropout draw what they would for the
     whole batch, the loss is that of the whole batch, and its gradient is averaged.
@@ -91,10 +112,14 @@ def train_step(
         logits, updates = model.apply(
             _variables(params, state.batch_stats), image, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
-        h, w = logits.shape[1:3]  # unpadded convolutions lose a margin
-        label = center_crop(batch["label"][..., None], h, w)[..., 0]
-        weight = center_crop(batch["weight"][..., None], h, w)[..., 0] if "weight" in batch else None
-        return loss(logits, label, weight=weight, axis_name=axis_name), updates.get("batch_stats", {})
+        heads, shares = (logits, model.head_weights) if isinstance(logits, tuple) else ((logits,), (1.0,))
+        h, w = heads[0].shape[1:3]  # unpadded convolutions lose a margin
+        truth = {name: center_crop(batch[name][..., None], h, w)[..., 0] for name in ("label", "weight") if name in batch}
+        value = 0.0
+        for head, share in zip(heads, shares, strict=True):
+            small = {name: _nearest(pixels, head.shape[1:3]) for name, pixels in truth.items()}
+            value += share * loss(head, small["label"], weight=small.get("weight"), axis_name=axis_name)
+        return value, updates.get("batch_stats", {})
 
     (value, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     if axis_name is not None:
@@ -120,6 +145,14 @@ def eval_step(
     logits = predict(variables, batch["image"])
     one = functools.partial(confusion_matrix, num_classes=logits.shape[-1], ignore_index=ignore_index)
     return jax.vmap(one)(batch["label"][:, None], jnp.argmax(logits, -1)[:, None]), logits
+
+
+def _nearest(pixels: Array, size: tuple[int, int]) -> Array:
+    """[N,H,W] -> [N,*size]: the pixels nearest to the centres."""
+    if pixels.shape[1:] == size:
+        return pixels
+    rows, columns = ((2 * np.arange(n) + 1) * old // (2 * n) for old, n in zip(pixels.shape[1:], size, strict=True))
+    return pixels[:, rows[:, None], columns]
 
 
 def _variables(params: Any, batch_stats: Any) -> dict[str, Any]:

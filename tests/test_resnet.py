@@ -83,8 +83,7 @@ def test_both_heads_reach_their_logits_and_train_the_encoder():
     @partial(jax.value_and_grad, has_aux=True)
     def loss(params):
         variables_, rngs = {**variables, "params": params}, {"dropout": jax.random.key(0)}
-        logits, state = model.apply(variables_, image, train=True, mutable=["batch_stats", "intermediates"], rngs=rngs)
-        (auxiliary,) = state["intermediates"]["auxiliary"]
+        (logits, auxiliary), _ = model.apply(variables_, image, train=True, mutable=["batch_stats"], rngs=rngs)
         return (logits**2).mean() + (auxiliary**2).mean(), (logits, auxiliary)
 
     (_, (logits, auxiliary)), gradients = loss(variables["params"])
@@ -102,7 +101,7 @@ def test_without_the_auxiliary_head_the_logits_are_the_same():
     model = TinyFCN()
     image = random_array(1, 33, 40, 2)
     variables = random_variables(model, image)
-    logits = jax.jit(model.apply)(variables, image)  # what is sown is not asked for, and not returned
+    logits = jax.jit(model.apply)(variables, image)
     assert logits.shape == (1, 33, 40, 3)
     plain = {kind: {name: leaf for name, leaf in tree.items() if not name.startswith("auxiliary")} for kind, tree in variables.items()}
     np.testing.assert_array_equal(jax.jit(model.clone(auxiliary=False).apply)(plain, image), logits)
@@ -163,8 +162,7 @@ def torch_fcn(state, image):
 
 
 def both_logits(model, variables, image):
-    logits, state = jax.jit(partial(model.apply, mutable=["intermediates"]))(variables, image)
-    return np.asarray(logits), np.asarray(state["intermediates"]["auxiliary"][0])
+    return map(np.asarray, jax.jit(partial(model.apply, method="heads"))(variables, image))
 
 
 @needs_torch

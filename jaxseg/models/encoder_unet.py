@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,6 +32,8 @@ class EncoderUNet(nn.Module):
       upsample: None enlarges by nearest neighbours, without a convolution; a class or partial of `jaxseg.upsample` also changes the
         channels to those of the block. `MaxUnpool` needs the encoder vgg16: the others halve by strides.
       width: channels of the encoder's first map, 64 in the papers; efficientnet_lite0 has but one width.
+      frozen: what training leaves as it is, for weights learned elsewhere: "norm", the statistics of the encoder's batch norms; "encoder",
+        all of it, and no gradient is computed there (give its weights rate 0 too: `config.rate_per_part`).
       dtype: compute type; parameters stay float32.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
@@ -45,6 +48,7 @@ class EncoderUNet(nn.Module):
     decoder: tuple[int, ...] = (256, 128, 64, 32, 16)
     upsample: Callable[..., nn.Module] | None = None
     width: int = 64
+    frozen: Literal["norm", "encoder"] | None = None
     dtype: Any = None
     axis_name: str | None = None
 
@@ -53,17 +57,19 @@ class EncoderUNet(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"]:
         self.check(image.shape)
+        hold = jax.lax.stop_gradient if self.frozen == "encoder" else lambda maps: maps
+        encoding = train and self.frozen is None
         options = {"dtype": self.dtype, "axis_name": self.axis_name, "name": "encoder"}
         if self.encoder == "vgg16":
             features = tuple(self.width * times for times in (1, 2, 4, 8, 8))
-            stages = VGG16(features, ceil_mode=False, **options)(image, train=train)
+            stages = hold(VGG16(features, ceil_mode=False, **options)(image, train=encoding))
             x, skips, indices = stages[-1].pooled, [stage.map for stage in stages[1:]], [[stage.index] for stage in stages]
             x = self.convs(x, x.shape[-1], "center", train)
         elif self.encoder == "efficientnet_lite0":
-            *skips, x = EfficientNetLite0(**options)(image, train=train)
+            *skips, x = hold(EfficientNetLite0(**options)(image, train=encoding))
             indices = [[]] * 5
         else:
-            *skips, x = RESNETS[self.encoder](width=self.width, **options)(image, train=train)
+            *skips, x = hold(RESNETS[self.encoder](width=self.width, **options)(image, train=encoding))
             indices = [[]] * 5
 
         for level, features in zip(reversed(range(5)), self.decoder, strict=True):  # of 16 pixels, 8, 4, 2 and 1

@@ -7,6 +7,7 @@ the image, and the logits are enlarged bilinearly.
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,14 +21,12 @@ from jaxseg.upsample import he_normal
 class FCNResNet(nn.Module):
     """[N, H, W, C] -> float32 logits [N, H, W, num_classes], of any H and W. The defaults are torchvision's fcn_resnet50.
 
-    The auxiliary head's logits, of the same shape, are sown as "auxiliary" in the collection "intermediates": a training step finds them
-    with `model.apply(..., train=True, mutable=["batch_stats", "intermediates"])`; torchvision adds half their loss. Where nobody asks
-    for them, jit leaves the head out.
-
     Args:
       num_classes: 2 for a binary problem (background, foreground).
       encoder: a name of `RESNETS`.
-      auxiliary: a second head on layer3, for training.
+      auxiliary: a second head on layer3, for training: with train=True the result is a tuple of both heads' logits, of the same shape.
+      frozen: what training leaves as it is, for weights learned elsewhere: "norm", the statistics of the encoder's batch norms; "encoder",
+        all of it, and no gradient is computed there (give its weights rate 0 too: `config.rate_per_part`).
       width: of the encoder; 64 is the paper's.
       dropout: rate before the logits.
       dtype: compute type; parameters stay float32.
@@ -42,23 +41,31 @@ class FCNResNet(nn.Module):
     num_classes: int
     encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     auxiliary: bool = True
+    frozen: Literal["norm", "encoder"] | None = None
     width: int = 64
     dropout: float = 0.1
     dtype: Any = None
     axis_name: str | None = None
 
     norm = "batch"
+    head_weights = (1.0, 0.5)  # of the losses, as in torchvision's training script
+
+    def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"] | tuple[Array, Array]:
+        logits, *auxiliary = self.heads(image, train)
+        return (logits, *auxiliary) if train and auxiliary else logits
 
     @nn.compact
-    def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"]:
+    def heads(self, image: Float[Array, "n h w c"], train: bool = False) -> list[Float[Array, "n h w k"]]:
+        """The logits, and those of the auxiliary head where there is one."""
         self.check()
         encoder = RESNETS[self.encoder](
             dilate=(False, True, True), width=self.width, dtype=self.dtype, axis_name=self.axis_name, name="encoder"
         )
-        *_, layer3, layer4 = encoder(image, train=train)
-        if self.auxiliary:
-            self.sow("intermediates", "auxiliary", self.head(layer3, "auxiliary_", image.shape, train))
-        return self.head(layer4, "", image.shape, train)
+        *_, layer3, layer4 = encoder(image, train=train and self.frozen is None)
+        if self.frozen == "encoder":
+            layer3, layer4 = jax.lax.stop_gradient((layer3, layer4))
+        heads = {"": layer4, "auxiliary_": layer3} if self.auxiliary else {"": layer4}
+        return [self.head(x, name, image.shape, train) for name, x in heads.items()]
 
     def head(self, x: Array, name: str, shape: tuple[int, ...], train: bool) -> Float[Array, "n h w k"]:
         x = nn.Conv(

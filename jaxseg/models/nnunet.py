@@ -33,7 +33,7 @@ class NNUNet(nn.Module):
       strides: of each stage; default 1 for the finest and 2 for all others. (1, 2, 2) leaves the depth of thick slices as it is.
       kernels: sides of each stage's convolutions, odd; default 3.
       deep_supervision: a head on every stage of the decoder. With train=True the result is then a tuple of their logits, finest first, each
-        of its stage's size; nnU-Net weighs their losses 1, 1/2, 1/4, ..., the coarsest 0.
+        of its stage's size.
       dtype: compute type; parameters stay float32.
       axis_name: as in the other models; unused, since an instance norm sees no other example.
 
@@ -50,6 +50,12 @@ class NNUNet(nn.Module):
     deep_supervision: bool = False
     dtype: Any = None
     axis_name: str | None = None
+
+    @property
+    def head_weights(self) -> tuple[float, ...]:
+        """nnU-Net's: 1, 1/2, 1/4, ..., the coarsest 0, divided by their sum."""
+        each = [0.5**i for i in range(len(self.features) - 2)] or [1.0]
+        return (*(w / sum(each) for w in each), *(0.0,) * (len(self.features) - 1 - len(each)))
 
     @nn.compact
     def __call__(

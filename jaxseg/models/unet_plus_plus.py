@@ -44,6 +44,11 @@ class UNetPlusPlus(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
 
+    @property
+    def head_weights(self) -> tuple[float, ...]:
+        heads = (len(self.features) - 1) if self.level is None else self.level
+        return (1 / heads,) * heads
+
     @nn.compact
     def __call__(
         self, image: Float[Array, "n h w c"], *, train: bool = False
