@@ -52,7 +52,7 @@ def _facts(run: Any, dataset: Dataset, split: str, history: list[dict[str, Any]]
     fields = {k: v for k, v in run.description["model"]["fields"].items() if v is not None}
     return {
         "model": f"{type(run.model).__name__}({', '.join(f'{k}={v}' for k, v in fields.items() if k != 'upsample')})",
-        "upsampler": fields["upsample"]["name"],
+        **({"upsampler": fields["upsample"]["name"]} if "upsample" in fields else {}),
         "parameters": f"{sum(x.size for x in jax.tree.leaves(run.variables['params'])):,}",
         "data": f"{dataset.info.name}: {', '.join(f'{n} {s}' for s, n in dataset.splits.items())}; scored on {split}",
         "steps": f"{run.description['steps']}; shown is step {run.step}",

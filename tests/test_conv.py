@@ -4,6 +4,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -130,3 +131,61 @@ def test_minimal_filtering_works_in_shard_map():
     mapped = jax.shard_map(gradients, mesh=mesh, in_specs=(spec("data"), spec()), out_specs=(spec("data"), spec()))
     expected = jax.grad(lambda x, k: (_lax(x, k, "SAME") ** 2).sum(), (0, 1))(x, kernel)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3), jax.jit(mapped)(x, kernel), expected)
+
+
+def _close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(abs(b).max()))
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 3)), ((-1, 2), (1, 0))], ids=str)
+@pytest.mark.parametrize(("taps", "stride", "dilation"), [((3, 3), (1, 1), (1, 1)), ((5, 2), (2, 1), (1, 1)), ((3, 2), (2, 3), (2, 1))])
+def test_one_filter_a_channel_equals_the_convolution_and_its_derivatives(taps, stride, dilation, padding):
+    x, kernel = random_array(2, 9, 7, 5), random_array(*taps, 1, 5, seed=1)
+    options = {"rhs_dilation": dilation, "dimension_numbers": DIMENSIONS, "feature_group_count": 5}
+    ours, stock = (lambda x, k, f=f: f(x, k, stride, padding, **options) for f in (ops.conv_general_dilated, jax.lax.conv_general_dilated))
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, kernel))
+    y, g = ours(x, kernel), random_array(*jax.eval_shape(ours, x, kernel).shape, seed=2)
+    _close(y, stock(x, kernel))
+    for mine, expected in zip(jax.vjp(ours, x, kernel)[1](g), jax.vjp(stock, x, kernel)[1](g), strict=True):
+        _close(mine, expected)
+    tangents = random_array(*x.shape, seed=3), random_array(*kernel.shape, seed=4)
+    _close(jax.jvp(ours, (x, kernel), tangents)[1], jax.jvp(stock, (x, kernel), tangents)[1])
+
+
+def test_a_filter_larger_than_the_image_is_the_convolutions_matter():
+    x, kernel = random_array(1, 2, 2, 3), random_array(3, 3, 1, 3)
+    y = ops.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=DIMENSIONS, feature_group_count=3)
+    assert y.shape == jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=DIMENSIONS, feature_group_count=3).shape
+
+
+def test_a_symbolic_batch_height_and_width_are_handed_on():
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, w, 64"), jnp.float32)
+    kernel = random_array(3, 3, 64, 64)
+    program = jax.export.export(jax.jit(lambda x: _lax_or_ours(ops.conv_general_dilated, x, kernel)))(x)
+    image = random_array(2, 9, 20, 64)
+    _close(program.call(image), _lax_or_ours(jax.lax.conv_general_dilated, image, kernel))
+
+
+def _lax_or_ours(f, x, kernel):
+    return f(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+
+
+def test_an_explicit_mesh_is_handed_on():
+    """`jax.make_mesh` makes one by default; the form of fewer products does not say how its intermediate shapes are sharded."""
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x, kernel = random_array(2, 16, 16, 64), random_array(3, 3, 64, 64)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d")))
+        y = jax.jit(lambda x: _lax_or_ours(ops.conv_general_dilated, x, kernel))(placed)
+    np.testing.assert_array_equal(y, _lax_or_ours(jax.lax.conv_general_dilated, x, kernel))
+
+
+def test_what_has_no_output_and_what_does_not_fit_are_as_in_lax():
+    empty = ops.conv_general_dilated(jnp.ones((300, 1, 1, 64)), jnp.ones((3, 3, 64, 64)), (1, 1), "VALID", dimension_numbers=DIMENSIONS)
+    assert empty.shape == (300, 0, 0, 64)
+    with pytest.raises((TypeError, ValueError), match="conv_general_dilated"):
+        _lax_or_ours(ops.conv_general_dilated, jnp.ones((1, 16, 16, 128)), jnp.ones((3, 3, 64, 64)))
+    steps = np.array([1, 1])
+    x, kernel = random_array(1, 16, 16, 64), random_array(3, 3, 64, 64)
+    y = ops.conv_general_dilated(x, kernel, steps, "SAME", rhs_dilation=steps, dimension_numbers=DIMENSIONS)
+    _close(y, _lax_or_ours(ops.conv_general_dilated, x, kernel))

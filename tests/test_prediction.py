@@ -191,3 +191,10 @@ def test_errors_say_what_was_got_and_what_to_do(call, got, advice):
         call(jnp.zeros((4, 4, 3)))
     assert got in str(error.value)
     assert advice in str(error.value)
+
+
+def test_an_empty_map_and_a_kernel_without_axes_are_refused():
+    with pytest.raises(InputError, match="from one pixel on"):
+        upsample_prediction(jnp.ones((1, 0, 4, 3)), 2)
+    with pytest.raises(InputError, match=r"kernel of shape \(\)"):
+        upsample_prediction(jnp.ones((1, 4, 4, 3)), 2, kernel=jnp.float32(3))

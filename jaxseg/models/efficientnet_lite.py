@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg import ops
 from jaxseg.errors import InputError
 
 
@@ -68,6 +69,7 @@ class EfficientNetLite0(nn.Module):
             (kernel, kernel),
             strides=stride,
             feature_group_count=groups,
+            conv_general_dilated=ops.conv_general_dilated,
             use_bias=False,
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.dtype,

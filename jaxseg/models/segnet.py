@@ -161,6 +161,7 @@ class SegNetBasic(nn.Module):
             (7, 7),
             use_bias=False,
             feature_group_count=groups,
+            conv_general_dilated=ops.conv_general_dilated,
             kernel_init=he_normal,
             dtype=self.dtype,
             name=name,

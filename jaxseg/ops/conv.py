@@ -1,6 +1,6 @@
-"""3x3 convolution of stride 1, by Winograd's minimal filtering where that is faster: wide layers on CPUs.
+"""Convolutions that XLA does slowly on CPUs: wide 3x3 ones by Winograd's minimal filtering, and depthwise ones.
 
-XLA on CPUs multiplies directly; cuDNN and TPUs choose their own algorithm and are left to it.
+There it multiplies directly, and depthwise without vectors; cuDNN and TPUs choose their own algorithm and are left to it.
 """
 
 import functools
@@ -30,30 +30,53 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> Float[Array, "n h2 w2 o"]:
-    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`: the same values to rounding, faster for wide 3x3 layers on CPUs.
+    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`: the same values to rounding, faster on CPUs for wide 3x3 layers
+    and for one filter a channel.
 
     Winograd's F(4x4, 3x3) makes each 4x4 cell of outputs of 36 products instead of 144. Used for float32, stride 1, without dilation and
     groups, from 64 channels in and out and 256 output pixels in the batch; anything else is handed on. An output then holds rounding, or
-    nan, of the whole 6x6 inputs of its cell.
+    nan, of the whole 6x6 inputs of its cell. One filter a channel is a sum of shifted images, also float32 only.
 
     Source: Lavin & Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4.
     """
-    nhwc = x.ndim == 4 and lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers) == _NHWC
-    plain = (
-        nhwc
-        and precision is None
-        and feature_group_count == 1
-        and all(set(d or (1,)) == {1} for d in (window_strides, lhs_dilation, rhs_dilation))
-    )
-    wide = kernel.shape[:2] == (3, 3) and min(kernel.shape[2:]) >= 64 and x.dtype == kernel.dtype == jnp.float32
-    if plain and wide and jax.default_backend() == "cpu":
-        edges = lax.padtype_to_pads(x.shape[1:3], (3, 3), (1, 1), padding) if isinstance(padding, str) else padding
-        (top, bottom), (left, right) = edges
-        if x.shape[0] * (x.shape[1] + top + bottom - 2) * (x.shape[2] + left + right - 2) >= 256:
+    if _ours(x, kernel, lhs_dilation, dimension_numbers) and precision is None:
+        stride, holes = tuple(window_strides), (1, 1) if rhs_dilation is None else tuple(rhs_dilation)
+        spans = [d * (k - 1) + 1 for d, k in zip(holes, kernel.shape[:2], strict=True)]
+        edges = lax.padtype_to_pads(x.shape[1:3], spans, stride, padding) if isinstance(padding, str) else padding
+        h, w = (n + lo + hi - span + 1 for n, (lo, hi), span in zip(x.shape[1:3], edges, spans, strict=True))  # of stride 1
+        if min(h, w) > 0 and kernel.shape[2:] == (1, feature_group_count) and x.shape[3] == feature_group_count > 1:
+            return _depthwise(x, kernel[:, :, 0], stride, edges, holes)
+        plain = kernel.shape[:2] == (3, 3) and feature_group_count == 1 and stride == holes == (1, 1) and x.shape[3] == kernel.shape[2]
+        if min(h, w) > 0 and plain and min(kernel.shape[2:]) >= 64 and x.shape[0] * h * w >= 256:
+            (top, bottom), (left, right) = edges
             return _winograd(x, kernel, ((top, bottom), (left, right)))
     return lax.conv_general_dilated(
         x, kernel, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision=precision
     )
+
+
+def _ours(x: Array, kernel: Array, lhs_dilation: Sequence[int] | None, dimension_numbers: Any) -> bool:
+    """NHWC and float32 on a CPU, of known shape (an export's may be symbols, which do not compare), not on an explicit mesh."""
+    return (
+        jax.default_backend() == "cpu"
+        and x.dtype == kernel.dtype == jnp.float32
+        and x.ndim == 4
+        and lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers) == _NHWC
+        and all(isinstance(n, int) for n in (*x.shape, *kernel.shape))
+        and (lhs_dilation is None or set(lhs_dilation) == {1})
+        and jax.sharding.AxisType.Explicit not in jax.typeof(x).sharding.mesh.axis_types
+    )
+
+
+def _depthwise(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c"], stride: Sequence[int], padding: Any, dilation: Sequence[int]
+) -> Float[Array, "n h2 w2 c"]:
+    """The sum over the kernel's taps of x, shifted, times the tap."""
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*edge, 0) for edge in padding), (0, 0, 0)])
+    taps = [range(0, d * k, d) for d, k in zip(dilation, kernel.shape, strict=False)]
+    h, w = ((n - tap[-1] - 1) // s + 1 for n, tap, s in zip(x.shape[1:3], taps, stride, strict=True))
+    shifted = (x[:, a : a + stride[0] * h : stride[0], b : b + stride[1] * w : stride[1]] for a in taps[0] for b in taps[1])
+    return functools.reduce(jnp.add, (part[:, :h, :w] * tap for part, tap in zip(shifted, kernel.reshape(-1, x.shape[3]), strict=True)))
 
 
 # F(4x4, 3x3): a filter and a row of inputs are taken as polynomials, multiplied at five points and infinity, and put together again.

@@ -64,7 +64,7 @@ def conv_transpose(
     ((1, 6, 8, 2), 8.0, 32.0)
     """
     need_image("conv_transpose", x.shape)
-    need_floats("conv_transpose", x.dtype)
+    need_floats("conv_transpose", jnp.promote_types(x.dtype, kernel.dtype))
     groups = integer("conv_transpose", "groups", groups, 1)
     if kernel.ndim != 4 or min(kernel.shape[:2]) < 1 or kernel.shape[2] != x.shape[-1] or x.shape[-1] % groups:
         raise InputError(
@@ -80,9 +80,11 @@ def conv_transpose(
             f"conv_transpose: got stride={stride}, dilation={dilation}, output_padding={output_padding}; required "
             "an output_padding smaller than the stride or the dilation. A larger output is jnp.pad's."
         )
+    if any(n == 0 for n in x.shape[-3:-1]):
+        raise InputError(f"conv_transpose: got shape {x.shape}; required height and width from one pixel on. Leave out empty images.")
     edges = _edges(padding, taps, steps, holes, more)
     sizes = _size((x.shape[-3], x.shape[-2]), taps, steps, edges, holes)
-    if min(sizes) < 1:
+    if any(n < 1 for n in sizes):
         raise InputError(
             f"conv_transpose: got input {x.shape} and padding={padding}; the output would be {sizes[0]} x {sizes[1]}. Pad less."
         )
@@ -145,7 +147,7 @@ def _cells_by_row(x: Array, kernel: Array) -> Array:
     kh, kw, i, o = kernel.shape
     n, h, w, _ = x.shape
     rows = kernel.swapaxes(1, 2).reshape(kh, i, kw * o)
-    if h * w < LARGE:
+    if not isinstance(h * w, int) or h * w < LARGE:  # an export may leave them open
         return jnp.einsum("nhwi,aic->nhawc", x, rows).reshape(n, h * kh, w * kw, o)
     products = [jnp.matmul(x.reshape(n, h * w, i), jnp.broadcast_to(row, (n, i, kw * o))) for row in rows]
     return jnp.stack([y.reshape(n, h, w, kw * o) for y in lax.optimization_barrier(products)], 2).reshape(n, h * kh, w * kw, o)
@@ -248,7 +250,8 @@ def _places(taps: int, stride: int, edges: Pair, n: int, count: int) -> list[_Pl
 def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
     taps = kernel.shape[:2]
     if dilation == (1, 1) and min(stride) > 1:
-        many = math.prod(x.shape[:3]) >= MANY and jax.default_backend() == "cpu"
+        known = all(isinstance(n, int) for n in x.shape[:3])  # an export may leave them open
+        many = known and math.prod(x.shape[:3]) >= MANY and jax.default_backend() == "cpu"
         if many and max(stride) < 4 and all(map(operator.ge, taps, stride)):
             return _by_phase(x, kernel, stride, edges)
         if min(stride) >= 4 or all(k % s == 0 for k, s in zip(taps, stride, strict=True)):

@@ -60,7 +60,9 @@ def upsample_prediction(
     need_floats("upsample_prediction", x.dtype)
     scale = integer("upsample_prediction", "scale", scale, 1)
     *_, h, w, c = x.shape
-    k = len(_triangle(scale)) if kernel is None else kernel.shape[0]
+    if min(h, w) < 1:
+        raise InputError(f"upsample_prediction: got shape {x.shape}; required height and width from one pixel on. Leave out empty images.")
+    k = len(_triangle(scale)) if kernel is None else (*kernel.shape, 0)[0]
     if kernel is not None and (k < scale or kernel.shape not in {(k, k), (k, k, c)}):
         raise InputError(
             f"upsample_prediction: got a kernel of shape {kernel.shape} for scale {scale} and {c} classes; required [k, k] or "

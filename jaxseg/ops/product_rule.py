@@ -16,7 +16,7 @@ def product_rule(x: Bilinear, kernel: Bilinear) -> Callable[[Bilinear], Bilinear
 
     The transpose of a linear function is lowered as the function was written. The three are equal in value, and each is written for
     what is made of it: f for itself, the others for their transposes, which are the gradients. They are ordinary JAX functions, so
-    forward mode, reverse mode, vmap, higher derivatives, shard_map and explicit meshes work as for f.
+    forward mode, reverse mode, vmap, higher derivatives and shard_map work as for f.
     """
 
     def decorate(f: Bilinear) -> Bilinear:

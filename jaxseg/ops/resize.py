@@ -32,14 +32,15 @@ def resize(
 ) -> Shaped[Array, "*n h2 w2 c"]:
     """The image at another size: [..., H, W, C] -> [..., *size, C], of the same type.
 
-    Nothing is antialiased when the image shrinks, as in torch: blur it first.
+    Nothing is antialiased when the image shrinks, as in torch: blur it first. Made for enlarging: shrinking by a factor that is not
+    whole is right, and slower than `jax.image.resize`.
 
     Args:
       x: floats; any type with the nearest methods.
       size: the new height and width, or one number for both.
       method: one of
         "nearest": pixel floor(i * in / out), torch's 'nearest'.
-        "nearest_exact": the pixel under the new pixel's centre, torch's 'nearest-exact', `jax.image.resize`'s 'nearest'.
+        "nearest_exact": the pixel under the new pixel's centre, torch's 'nearest-exact'; `jax.image.resize`'s 'nearest' to rounding.
           (Torch computes both in float32: for a few pairs of sizes, 2 of 100 with "nearest" and 1 of 200 with "nearest_exact", it takes
           the pixel before at some places where the exact position is whole.)
         "bilinear": of both libraries.
@@ -61,7 +62,7 @@ def resize(
         raise InputError(f"resize: got method {method!r}; required one of {', '.join(METHODS)}.")
     size = pair("resize", "size", size, 1, "Give the new height and width.")
     if min(x.shape[-3:-1]) < 1:
-        raise InputError(f"resize: got shape {x.shape}; required a height and width from one pixel on. Leave out empty images.")
+        raise InputError(f"resize: got shape {x.shape}; required height and width from one pixel on. Leave out empty images.")
     if method in NEAREST and align_corners:
         raise InputError(f"resize: got align_corners=True with method {method!r}; only interpolation has it. Leave it out.")
     if method not in NEAREST:
