@@ -18,6 +18,7 @@ from jaxseg.models.encoder_unet import ENCODERS, EncoderUNet
 from jaxseg.upsample import UPSAMPLERS
 from jaxseg.weights import smp as weights
 from jaxseg.weights import torchvision
+from jaxseg.weights.adapt import first_conv
 from jaxseg.weights.table import from_torch, to_torch
 
 Tiny = partial(EncoderUNet, num_classes=3, encoder="resnet18", width=2, decoder=(6, 5, 4, 3, 2))
@@ -154,31 +155,7 @@ def test_errors_name_what_is_required(model, shape, words):
     assert words in str(error.value)
 
 
-# Other numbers of channels and classes.
-
-
-def test_the_first_convolution_for_other_channels_answers_as_before():
-    kernel = random_array(7, 7, 3, 4)
-    grey = np.asarray(weights.first_conv(kernel, 1))
-    np.testing.assert_allclose(grey, kernel.sum(2, keepdims=True), rtol=1e-6)
-    np.testing.assert_array_equal(weights.first_conv(kernel, 3), kernel)
-    four = np.asarray(weights.first_conv(kernel, 4))
-    np.testing.assert_allclose(four, kernel[:, :, [0, 1, 2, 0]] * 0.75, rtol=1e-6)
-    np.testing.assert_allclose(weights.first_conv(kernel, 2), kernel[:, :, :2] * 1.5, rtol=1e-6)
-    np.testing.assert_allclose(np.asarray(weights.first_conv(kernel, 6)).sum(2), kernel.sum(2), rtol=1e-5, atol=1e-5)
-    with pytest.raises(InputError, match="got 0 channels"):
-        weights.first_conv(kernel, 0)
-
-
-def test_a_new_head_keeps_what_means_the_same():
-    trained, fresh = random_array(3, 3, 4, 1), random_array(3, 3, 4, 2, seed=1)
-    np.testing.assert_array_equal(weights.new_head(trained, trained + 1), trained)
-    features = random_array(5, 3, 3, 4)
-    one, two = (np.einsum("nhwi,hwik->nk", features, head) for head in (trained, np.asarray(weights.new_head(trained, fresh))))
-    np.testing.assert_allclose(jax.nn.softmax(two)[:, 1:], jax.nn.sigmoid(one), rtol=1e-5)
-    np.testing.assert_array_equal(weights.new_head(fresh, random_array(3, 3, 4, 7)), random_array(3, 3, 4, 7))
-    with pytest.raises(InputError, match=r"got \(3, 3, 4, 1\) for \(1, 1, 4, 2\)"):
-        weights.new_head(trained, fresh[:1, :1])
+# A classifier's weights.
 
 
 @pytest.mark.parametrize("encoder", ["vgg16", "resnet18"])
@@ -271,4 +248,4 @@ def test_the_package_has_the_same_rule_for_other_channels(channels):
     layer = torch.nn.Conv2d(3, 4, 7, bias=False)
     layer.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1).copy())
     patch_first_conv(layer, channels)
-    np.testing.assert_allclose(weights.first_conv(kernel, channels), layer.weight.detach().numpy().transpose(2, 3, 1, 0), rtol=1e-6)
+    np.testing.assert_allclose(first_conv(kernel, channels), layer.weight.detach().numpy().transpose(2, 3, 1, 0), rtol=1e-6)

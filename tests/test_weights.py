@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from op_laws import needs_torch
+from op_laws import needs_torch, random_array
 from safetensors.numpy import save_file
 
 from jaxseg.errors import InputError
 from jaxseg.models import FCN, BasicUNet, EncoderUNet, FCNResNet, MilesialUNet
 from jaxseg.weights import milesial, monai, smp, torchvision, wkentaro_fcn
+from jaxseg.weights.adapt import first_conv, new_head
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.table import from_torch, to_torch
 
@@ -100,6 +101,30 @@ def test_a_layout_covers_its_model_and_round_trips(name):
     table = layout(model)
     assert sorted("/".join(path) for path, _ in table.values()) == sorted(paths)
     assert all(change in ("same", "conv", "conv_transpose") for _, change in table.values())
+
+
+def test_the_first_convolution_for_other_channels_answers_as_before():
+    kernel = random_array(7, 7, 3, 4)
+    grey = np.asarray(first_conv(kernel, 1))
+    np.testing.assert_allclose(grey, kernel.sum(2, keepdims=True), rtol=1e-6)
+    np.testing.assert_array_equal(first_conv(kernel, 3), kernel)
+    four = np.asarray(first_conv(kernel, 4))
+    np.testing.assert_allclose(four, kernel[:, :, [0, 1, 2, 0]] * 0.75, rtol=1e-6)
+    np.testing.assert_allclose(first_conv(kernel, 2), kernel[:, :, :2] * 1.5, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(first_conv(kernel, 6)).sum(2), kernel.sum(2), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="got 0 channels"):
+        first_conv(kernel, 0)
+
+
+def test_a_new_head_keeps_what_means_the_same():
+    trained, fresh = random_array(3, 3, 4, 1), random_array(3, 3, 4, 2, seed=1)
+    np.testing.assert_array_equal(new_head(trained, trained + 1), trained)
+    features = random_array(5, 3, 3, 4)
+    one, two = (np.einsum("nhwi,hwik->nk", features, head) for head in (trained, np.asarray(new_head(trained, fresh))))
+    np.testing.assert_allclose(jax.nn.softmax(two)[:, 1:], jax.nn.sigmoid(one), rtol=1e-5)
+    np.testing.assert_array_equal(new_head(fresh, random_array(3, 3, 4, 7)), random_array(3, 3, 4, 7))
+    with pytest.raises(InputError, match=r"got \(3, 3, 4, 1\) for \(1, 1, 4, 2\)"):
+        new_head(trained, fresh[:1, :1])
 
 
 def test_safetensors_are_read(tmp_path):

@@ -71,7 +71,7 @@ def from_torch(table: Layout, state: Mapping[str, Any], variables: Any, *, ignor
             new[path] = _turn(array, shape, change)
     if wrong:
         raise InputError(
-            f"weights: {len(wrong)} of {len(table)} keys do not fit: {'; '.join(wrong)}. "
+            f"weights: {len(wrong)} keys do not fit, where {len(table)} are required: {'; '.join(wrong)}. "
             "Choose the layout and the model's options that the weights were made with."
         )
     return unflatten_dict(new)
