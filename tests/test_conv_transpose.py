@@ -280,13 +280,13 @@ def test_errors_say_what_was_got_and_what_to_do(call, got, advice):
 def test_a_symbolic_batch_height_and_width_can_be_exported(taps, options):
     kernel = random_array(taps, taps, 4, 3)
     x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, h, w, 4"), jnp.float32)
-    program = jax.export.export(jax.jit(lambda x: conv_transpose(x, kernel, **options)))(x)
+    program = jax.export.export(jax.jit(lambda x: ops.conv_transpose(x, kernel, **options)))(x)
     image = random_array(2, 5, 6, 4)
-    np.testing.assert_allclose(program.call(image), conv_transpose(image, kernel, **options), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(program.call(image), ops.conv_transpose(image, kernel, **options), rtol=1e-5, atol=1e-5)
 
 
 def test_an_empty_image_and_complex_kernels_are_refused():
     with pytest.raises(InputError, match="from one pixel on"):
-        conv_transpose(jnp.ones((1, 0, 4, 3)), jnp.ones((3, 3, 3, 2)), 2)
+        ops.conv_transpose(jnp.ones((1, 0, 4, 3)), jnp.ones((3, 3, 3, 2)), 2)
     with pytest.raises(InputError, match="complex64; required floating"):
-        conv_transpose(jnp.ones((1, 4, 4, 3)), jnp.ones((2, 2, 3, 2), jnp.complex64))
+        ops.conv_transpose(jnp.ones((1, 4, 4, 3)), jnp.ones((2, 2, 3, 2), jnp.complex64))
