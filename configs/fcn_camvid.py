@@ -6,14 +6,12 @@ upscoring stays bilinear, as released. The paper begins with VGG16's weights: --
 Stages. "8s_at_once" trains in one; the paper's own road is three runs, each begun with all that the one before has learned, at a
 hundredth of its learning rate (1e-10, 1e-12, 1e-14 of the release, whose loss is a sum over pixels):
 
-    32s, from VGG16  ->  16s, from the 32s  ->  8s, from the 16s
+    jaxseg train configs/fcn_camvid.py --variant 32s --workdir runs/fcn32s
+    jaxseg train configs/fcn_camvid.py --variant 16s --begin runs/fcn32s --learning-rate 1e-5 --workdir runs/fcn16s
+    jaxseg train configs/fcn_camvid.py --variant 8s --begin runs/fcn16s --learning-rate 1e-7 --workdir runs/fcn8s
 
 What a finer network has more, a score layer and its upscoring, begins at zero and as bilinear interpolation, so that nothing is lost
-at the change. `jaxseg train` itself begins with fresh weights; in Python, on the state of the finer network:
-
-    coarser = run_folder.load_run(Path("runs/fcn32s")).variables
-    state = train_state.init_state(config.model(num_classes=11), config.optimizer, (batch_size, *size, 3))
-    state = state.replace(params=continue_from({"params": state.params}, coarser)["params"])
+at the change.
 
 Command: jaxseg data prepare camvid --source FOLDER --data-dir data
          jaxseg train configs/fcn_camvid.py --data-dir data --workdir runs/fcn
@@ -21,6 +19,7 @@ Expected: not measured yet.
 """
 
 import functools
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -31,6 +30,7 @@ from jaxseg import losses
 from jaxseg.config import Config, DtypeName, adamw
 from jaxseg.data import augment
 from jaxseg.models.fcn import FCN, is_upscore
+from jaxseg.weights import start
 
 # Square roots of the median-frequency weights that `jaxseg data check camvid` prints, as in camvid_unet.py.
 WEIGHTS = tuple(w**0.5 for w in (0.2793, 0.2017, 4.7865, 0.149, 1.0, 0.4217, 3.8467, 1.9736, 0.7889, 6.3747, 8.8587))
@@ -38,6 +38,7 @@ WEIGHTS = tuple(w**0.5 for w in (0.2793, 0.2017, 4.7865, 0.149, 1.0, 0.4217, 3.8
 
 def get_config(
     variant: Literal["32s", "16s", "8s", "8s_at_once"] = "8s_at_once",
+    begin: Path | None = None,
     steps: int = 1500,
     batch_size: int = 8,
     size: tuple[int, int] = (160, 208),
@@ -52,6 +53,7 @@ def get_config(
 
     Args:
       variant: stride of the finest map that is scored.
+      begin: run folder of the next coarser variant, whose weights this one begins with.
       steps: optimizer steps.
       batch_size: crops a step.
       size: height and width of the crops, pixels after resizing.
@@ -69,6 +71,7 @@ def get_config(
             FCN, variant=variant, features=features, fc_features=fc_features, dtype=None if dtype == "float32" else jnp.bfloat16
         ),
         optimizer=optax.partition(parts, _part_of),
+        start=start.from_run(begin) if begin else None,
         loss=functools.partial(losses.cross_entropy, class_weights=WEIGHTS),
         steps=steps,
         batch_size=batch_size,
