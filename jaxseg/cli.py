@@ -14,7 +14,10 @@ jaxseg: image segmentation for JAX.
   jaxseg train CONFIG.py [--option value ...] --workdir DIR      train; the same command goes on after an interruption
   jaxseg evaluate WORKDIR [--split S]                            score a trained model on a split
   jaxseg predict WORKDIR FILE_OR_FOLDER... --out DIR             segment images
+  jaxseg weights list|import|export ...                          other people's weights: see layouts, take a file, give a run
+  jaxseg models [NAME...]                                        the models: paper, parameters, FLOPs, stride, receptive field
   jaxseg benchmark upsampling --out DIR                          what each upsampling method and operator costs on this machine
+  jaxseg benchmark models --out DIR                              what each model costs, inference and training
 
 Each has --help. From nothing to a trained model:
 
@@ -52,6 +55,14 @@ def _run(command: str, rest: list[str]) -> int:
         from jaxseg.data.commands import main as data
 
         return data(rest)
+    if command == "weights":
+        from jaxseg.weights.commands import main as weights
+
+        return weights(rest)
+    if command == "models":
+        from jaxseg.model_table import models
+
+        return tyro.cli(models, args=rest, prog="jaxseg models")
     if command == "benchmark":
         from jaxseg.benchmark.upsampling import main as benchmark
 
@@ -68,7 +79,9 @@ def _run(command: str, rest: list[str]) -> int:
         from jaxseg.predict import predict
 
         return tyro.cli(predict, args=rest, prog="jaxseg predict")
-    raise InputError(f"no such command; there are data, train, evaluate, predict and benchmark. See jaxseg --help. Got {command!r}")
+    raise InputError(
+        f"no such command; there are data, train, evaluate, predict, weights, models and benchmark. See jaxseg --help. Got {command!r}"
+    )
 
 
 if __name__ == "__main__":

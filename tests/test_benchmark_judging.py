@@ -80,6 +80,7 @@ def test_claims_are_held_against_what_was_measured(tmp_path, capsys):
     all_phases = ("fwd", "dx", "dw", "both")
     records = {f"operators/{case.name}": fake_record(all_phases, ratio=20.0) for case in CASES}
     records["models/unet/transposed"] = fake_record(ratio=20.0)
+    records["networks/encoder_unet/resnet18"] = fake_record(ratio=20.0)
     assert claims(stored(tmp_path / "good", records)) == 0
     assert {claim.text for claim, _, _ in held(read_results(tmp_path / "good"))} == {claim.text for claim in CLAIMS}
     assert "**no**" not in capsys.readouterr().out

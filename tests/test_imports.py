@@ -16,11 +16,24 @@ STOREYS = (  # bottom to top; the longest name that fits decides
     ("upsample", "losses", "metrics", "em_metrics", "weight_map", "pictures", "plots"),
     ("models",),
     ("data", "weights"),
-    ("inference", "receptive_field"),
+    ("inference", "receptive_field", "model_table"),
     ("train_state",),
     ("parallel", "checkpoint", "config", "model_json", "run_folder", "run_log", "progress", "report"),
+    ("weights.start", "weights.runs"),
     ("benchmark",),
-    ("train", "evaluate", "predict", "report_run", "data.commands", "benchmark.upsampling", "benchmark.torch_peer", "cli"),
+    (
+        "train",
+        "evaluate",
+        "predict",
+        "report_run",
+        "data.commands",
+        "weights.commands",
+        "benchmark.upsampling",
+        "benchmark.model_family",
+        "benchmark.session",
+        "benchmark.torch_peer",
+        "cli",
+    ),
 )
 SCRIPTS = frozenset(STOREYS[-1])
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}

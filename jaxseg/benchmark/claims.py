@@ -48,6 +48,7 @@ CLAIMS = (
     Claim("U-Net training over the stock U-Net", "models/unet/transposed", ratio("training", "stock"), 2),
     Claim("U-Net inference over eager torch", "models/unet/transposed", ratio("inference", "torch eager"), 0.8),
     Claim("U-Net training over eager torch", "models/unet/transposed", ratio("training", "torch eager"), 0.75),
+    Claim("network's inference and training over the same network of eager torch", "networks/*", worst("torch eager"), 0.8),
 )
 
 
@@ -65,11 +66,14 @@ def claims(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN
     """Hold every claim against a run; the exit code is 1 where one does not hold.
 
     Args:
-      run: results.json of `jaxseg benchmark upsampling`, or its folder.
+      run: results.json of `jaxseg benchmark`, or its folder.
     """
     rows = list(held(read_results(run)))
     if not rows:
-        raise InputError(f"{run}: has measured nothing that a claim is about. Run operators or the U-Net with transposed convolution.")
+        raise InputError(
+            f"{run}: has measured nothing that a claim is about. "
+            "Run operators, the U-Net with transposed convolution, or models beside torch."
+        )
     print("| claim | case | required | measured | holds |\n| --- | --- | --: | --: | --- |")
     for claim, key, figure in rows:
         print(f"| {claim.text} | {key} | {claim.least:.3g} | {figure:.3g} | {'yes' if figure >= claim.least else '**no**'} |")

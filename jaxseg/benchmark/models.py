@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -64,35 +64,74 @@ def run_model(
     Raises:
       RuntimeError: ours and another implementation do not compute the same.
     """
-    model, optimizer = make_model(name, method, setting), optax.adam(LEARNING_RATE)
+    halved = setting.size % 2 ** (len(setting.features) - 1) == 0
+    beside = (name, method, len(devices)) == ("unet", "transposed", 1) and halved
+    same = None
+    if beside and peer is not None:
+        same = SameNetwork("unet", {"features": setting.features}, by_path, peer.modes)
+    return run_network(name, make_model(name, method, setting), setting, devices, stock=beside, peer=peer, same=same, budget_s=budget_s)
+
+
+@dataclasses.dataclass(frozen=True)
+class SameNetwork:
+    """A network of torch that is one of ours: what the peer is asked to build, and our variables by the names that it loads."""
+
+    do: str
+    options: Mapping[str, Any]
+    weights: Callable[[Any], dict[str, np.ndarray]]
+    modes: tuple[str, ...] = ("eager",)
+
+
+def run_network(
+    name: str,
+    model: nn.Module,
+    setting: Setting,
+    devices: Sequence[Any],
+    *,
+    stock: bool = False,
+    peer: TorchPeer | None = None,
+    same: SameNetwork | None = None,
+    budget_s: float = 4.8,
+) -> dict[str, Any]:
+    """The record of one model: phases inference and training, beside the stock U-Net and the `same` network of torch where they are given.
+
+    Raises:
+      RuntimeError: ours and another implementation do not compute the same.
+    """
+    optimizer = optax.adam(LEARNING_RATE)
     state = random_state(model, optimizer, (setting.batch, setting.size, setting.size, CHANNELS))
     batch = random_batch(setting)
     calls = {"ours": our_calls(model, optimizer, state, batch, setting.parallel, devices)}
-    halved = setting.size % 2 ** (len(setting.features) - 1) == 0
     errors: dict[str, dict[str, float]] = {}
-    if (name, method, len(devices)) == ("unet", "transposed", 1) and halved:
+    if stock:
         calls["stock"] = _stock_calls(state, batch, setting, optimizer)
-        ours, stock = (_results(made) for made in calls.values())
-        errors["stock"] = differences(stock, ours)
-        if peer is not None:
-            options = {"features": setting.features, "dtype": setting.dtype, "learning_rate": LEARNING_RATE}
-            weights: Any = {"/".join(k): v for k, v in flatten_dict(state.variables).items()}
-            errors["torch"] = peer.build("unet", {**weights, **batch, **ours}, **options, compiled=len(peer.modes) > 1)
+    theirs = peer if same else None
+    if stock or theirs:
+        ours, *others = (_results(made) for made in calls.values())
+        if stock:
+            errors["stock"] = differences(others[0], ours)
+        if theirs and same:
+            options = {**same.options, "dtype": setting.dtype, "learning_rate": LEARNING_RATE, "compiled": len(same.modes) > 1}
+            errors["torch"] = theirs.build(same.do, {**same.weights(state.variables), **batch, **ours}, **options)
         need_agreement(f"{name} {setting}", errors, lambda result: TOLERANCE[result][setting.dtype])
 
     rates = machine_rates(setting.dtype)
     record: dict[str, Any] = {"rates": dataclasses.asdict(rates), "errors": errors, "phases": {}, "notes": []}
-    theirs = peer if "torch" in errors else None
     for phase in ("inference", "training"):
         turn = {who: made[phase] for who, made in calls.items()}
         budget = budget_s * len(calls) ** 0.5
-        modes = theirs.modes if theirs else ()
+        modes = same.modes if same else ()
         found, failed = contest(turn, rates, budget_s=budget, block_s=0.3, images=setting.batch, peer=theirs, phase=phase, modes=modes)
         record["phases"][phase] = found
         record["notes"] += failed
     if theirs:
         theirs.ask("drop")
     return record
+
+
+def by_path(variables: Any) -> dict[str, np.ndarray]:
+    """Our variables by Flax's names, "params/down0_conv1/kernel", which torch_peer.py's own U-Net reads."""
+    return {"/".join(path): value for path, value in flatten_dict(variables).items()}  # type: ignore[misc]
 
 
 def random_batch(setting: Setting) -> dict[str, np.ndarray]:

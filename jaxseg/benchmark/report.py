@@ -15,11 +15,15 @@ TORCH = ("torch eager", "torch compiled")
 def write_report(results: Results) -> Path:
     """results.md beside results.json, with speedup.png and throughput.png for the parts that were measured; returns its path."""
     out = results.path.parent
-    operators, models = (
+    operators, models, networks = (
         {key.removeprefix(prefix): record for key, record in results.cases.items() if key.startswith(prefix)}
-        for prefix in ("operators/", "models/")
+        for prefix in ("operators/", "models/", "networks/")
     )
-    lines = ["# Upsampling: what it costs", "", *_header(results.header), ""]
+    title = "# Upsampling: what it costs" if "features" in results.header else "# Models: what they cost"
+    lines = [title, "", *_header(results.header), ""]
+    if networks:
+        (out / "throughput.png").write_bytes(pictures.throughput(networks))
+        lines += [*_models(networks, results.header), "", "![images a second by model](throughput.png)", ""]
     if models:
         (out / "throughput.png").write_bytes(pictures.throughput(models))
         lines += ["## Models", "", *_models(models, results.header), "", "![images a second by method](throughput.png)", ""]
@@ -38,12 +42,13 @@ def _header(header: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {v}" for name, v in header["versions"].items())
     environment = header.get("environment", {})
     compiled = "" if header["torch_compile"] in (True, None) else "; no C++ compiler, so nothing of torch.compile"
+    features = f", features {header['features']}" if "features" in header else ""
     return [
         f"* device: {header['device']} ({header['platform']}; {header['cpu']}, {header['cores']} cores), by {header['parallel']}",
         f"* versions: {versions}; torch: {header['torch'] or 'not measured'}{compiled}",
         *([f"* environment: {' '.join(f'{k}={v}' for k, v in environment.items())}"] if environment else []),
         f"* dtype: {header['dtype']}; date: {header['date']}",
-        f"* models: batch {header['batch']} of {header['size']} x {header['size']} pixels, features {header['features']}",
+        f"* models: batch {header['batch']} of {header['size']} x {header['size']} pixels" + features,
         "",
         "Times are medians of warm steps, ± their interquartile range; all that stand in one row were measured in alternation. "
         "Ratios are another's time over ours (median over the rounds): above 1, ours is faster. "
@@ -58,7 +63,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) ->
 
 
 def _models(models: Mapping[str, Any], header: Mapping[str, Any]) -> list[str]:
-    head = ["model, method", "by", "inference images/s", "ms ±", "ratio", "training images/s", "ms ±", "ratio", "compile s"]
+    head = ["model", "by", "inference images/s", "ms ±", "ratio", "training images/s", "ms ±", "ratio", "compile s"]
     head += ["peak MiB", "GFLOP an image", "of matmul"]
 
     def rows() -> Iterator[list[str]]:

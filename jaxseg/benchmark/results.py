@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from jaxseg.errors import InputError
 FILE = "results.json"
 CHOICE = ("date", "models", "methods", "only", "seconds")
 """What may differ between the parts of one results.json: which cases were asked for, when, and how long a case takes."""
-NEEDED = {"operators": ("fwd", "dx", "both"), "models": ("inference", "training")}
+NEEDED = {"operators": ("fwd", "dx", "both"), "models": ("inference", "training"), "networks": ("inference", "training")}
 """What every record of a kind has measured."""
 
 
@@ -83,11 +84,11 @@ def read_results(path: Path) -> Results:
     try:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Give a {FILE} of `jaxseg benchmark upsampling`.") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Give a {FILE} of `jaxseg benchmark`.") from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}). Delete it, or restore it.") from error
     if not isinstance(data, dict) or not isinstance(data.get("header"), dict) or not isinstance(data.get("cases"), dict):
-        raise InputError(f"{path}: has no header and cases. Give a {FILE} of `jaxseg benchmark upsampling`.")
+        raise InputError(f"{path}: has no header and cases. Give a {FILE} of `jaxseg benchmark`.")
     for key, record in data["cases"].items():
         lacking = next(_lacking(record, NEEDED.get(key.split("/")[0], ())), None)
         if lacking:
@@ -109,7 +110,7 @@ def _lacking(record: Any, phases: Iterable[str]) -> Iterator[str]:
     for phase in {**dict.fromkeys(phases), **measured}:
         contestants = at("phases", phase) if isinstance(at("phases", phase), dict) else {}
         places += [("phases", phase, who, figure) for who in {"ours": None, **contestants} for figure in ("step_ms", "ratio")]
-    return ("/".join(place) for place in places if type(at(*place)) not in (int, float))
+    return ("/".join(place) for place in places if type(n := at(*place)) not in (int, float) or not 0 < n < math.inf)
 
 
 def gradient_speedup(phases: Mapping[str, Any]) -> float | None:

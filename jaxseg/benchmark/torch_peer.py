@@ -4,13 +4,16 @@ The parent (peers.py) runs this file with an interpreter that has torch. One req
 
     {"do": "hello"}                                     -> versions, threads, whether torch.compile can work
     {"do": "operator", "file": F, "name": ..., ...}     -> relative errors against the results in F (npz); keeps the case
-    {"do": "unet", "file": F, ...}                      -> the same for the whole network
+    {"do": "unet", "file": F, ...}                      -> the same for the whole U-Net below
+    {"do": "import", "package": "torchvision"}          -> its version
+    {"do": "packaged", "file": F, "package": ..., "encoder": ...} -> as unet, for that package's network
     {"do": "run", "key": "fwd", "mode": "eager", "steps": n} -> the seconds of each step
     {"do": "drop"}                                      -> forgets the case
 
 A failure is {"error": text}. Tensors are channels_last, which is NHWC in memory.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -109,7 +112,7 @@ class Operator:
         return torch.autograd.grad(self.y, self.floats[1], self.g, retain_graph=True)
 
 
-# ---- The whole U-Net -------------------------------------------------------------------------------------------------------
+# ---- Whole networks ---------------------------------------------------------------------------------------------------------
 
 
 class UNet:
@@ -160,22 +163,50 @@ class UNet:
                     getattr(self.parts[part], names[leaf]).copy_(value)
 
 
-class Network:
-    """Inference, and a training step with cross-entropy and Adam, of one U-Net; eager and compiled."""
+def own_unet(data, features):
+    """(its module, its function) with the weights of F, "params/..." and "batch_stats/..."."""
+    net = UNet(data["image"].shape[-1], data["logits"].shape[-1], features)
+    net.load(data)
+    return net.parts, net.__call__
 
-    def __init__(self, file, features, dtype, learning_rate, compiled):
+
+def packaged_network(data, package, encoder):
+    """(module, function) of torchvision's fcn_resnet without auxiliary head and dropout, or of segmentation_models_pytorch's Unet; with the
+    weights of F, "torch/" before their own names."""
+    channels, classes = data["image"].shape[-1], data["logits"].shape[-1]
+    if package == "torchvision":
+        make = getattr(importlib.import_module("torchvision.models.segmentation"), f"fcn_{encoder}")
+        module = make(weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)
+        module.classifier[3].p = 0.0
+    else:
+        make = importlib.import_module(package).Unet
+        module = make(encoder, encoder_weights=None, in_channels=channels, classes=classes)
+    weights = {key.removeprefix("torch/"): torch.from_numpy(data[key]) for key in data if key.startswith("torch/")}
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    wrong = [key for key in missing if not key.endswith("num_batches_tracked")] + unexpected
+    if wrong:
+        raise ValueError(f"{package}'s network and ours differ in {', '.join(wrong)}")
+    return module, (lambda x: module(x)["out"]) if package == "torchvision" else module
+
+
+NETWORKS = {"unet": own_unet, "packaged": packaged_network}
+
+
+class Network:
+    """Inference, and a training step with cross-entropy and Adam, of one network; eager and compiled."""
+
+    def __init__(self, make, file, dtype, learning_rate, compiled, **options):
         data = np.load(file, allow_pickle=False)
         self.data = data
-        self.net = UNet(data["image"].shape[-1], data["logits"].shape[-1], features)
-        self.net.load(data)
-        self.net.parts.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.module, call = make(data, **options)
+        self.module.to(memory_format=torch.channels_last)
         self.autocast = torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32")
         self.image = nchw(data["image"]).contiguous(memory_format=torch.channels_last)
         self.label = torch.from_numpy(data["label"]).long()
-        self.optimizer = torch.optim.Adam(self.net.parts.parameters(), learning_rate)
-        self.f = {"eager": self.net.__call__}
+        self.optimizer = torch.optim.Adam(self.module.parameters(), learning_rate)
+        self.f = {"eager": call}
         if compiled:
-            self.f["compiled"] = torch.compile(self.net, dynamic=False)
+            self.f["compiled"] = torch.compile(call, dynamic=False)
 
     def check(self):
         errors = {"logits": error(nhwc(self.inference("eager")), self.data["logits"])}
@@ -183,12 +214,12 @@ class Network:
         return {**errors, "losses": error(losses, self.data["losses"])}
 
     def inference(self, mode):
-        self.net.parts.eval()
+        self.module.eval()
         with torch.no_grad(), self.autocast:
             return self.f[mode](self.image)
 
     def training(self, mode):
-        self.net.parts.train()
+        self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast:
             logits = self.f[mode](self.image)
@@ -228,8 +259,11 @@ def main():
         try:
             if do == "hello":
                 answer = hello()
-            elif do in ("operator", "unet"):
-                case = (Operator if do == "operator" else Network)(**request)
+            elif do == "import":
+                answer = {"version": importlib.import_module(request["package"]).__version__}
+            elif do == "operator" or do in NETWORKS:
+                case = None  # so that two are never there together
+                case = Operator(**request) if do == "operator" else Network(NETWORKS[do], **request)
                 answer = {"errors": case.check()}
             elif do == "run":
                 answer = run(case, **request)

@@ -1,34 +1,27 @@
 """`jaxseg benchmark upsampling`: every upsampling method in every model, and every operator apart, beside stock JAX and torch."""
 
-import contextlib
 import dataclasses
 import functools
-import json
-import math
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import tyro
 
 from jaxseg.benchmark import models as networks
 from jaxseg.benchmark import operators
 from jaxseg.benchmark.operator_run import run_case
-from jaxseg.benchmark.peers import TorchPeer, torch_peer
-from jaxseg.benchmark.report import write_report
-from jaxseg.benchmark.results import make_header, open_results
+from jaxseg.benchmark.peers import TorchPeer
+from jaxseg.benchmark.session import environment, measure_all, need_positive, peer_beside, used_devices
 from jaxseg.config import DtypeName
 from jaxseg.errors import InputError
 from jaxseg.parallel import Parallel
-from jaxseg.progress import progress
 from jaxseg.upsample import UPSAMPLERS
 
-USAGE = """jaxseg benchmark upsampling --out DIR [--option value ...]
+USAGE = """jaxseg benchmark upsampling --out DIR [--option value ...]    every upsampling method and operator on this machine
+jaxseg benchmark models --out DIR [--option value ...]        inference and training of every model
 
-Measures every upsampling method and operator on this machine; `jaxseg benchmark upsampling --help` shows the options."""
+Each shows its options by --help."""
 
 
 def main(argv: list[str]) -> int:
@@ -36,8 +29,12 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
+    if argv[0] == "models":
+        from jaxseg.benchmark.model_family import models
+
+        return tyro.cli(models, args=argv[1:], prog="jaxseg benchmark models")
     if argv[0] != "upsampling":
-        raise InputError(f"no such benchmark; there is upsampling. Got {argv[0]!r}")
+        raise InputError(f"no such benchmark; there are upsampling and models. Got {argv[0]!r}")
     return tyro.cli(upsampling, args=argv[1:], prog="jaxseg benchmark upsampling")
 
 
@@ -81,12 +78,8 @@ def upsampling(
     _check(setting, devices, seconds)
     if only == "operators" and devices > 1:
         raise InputError(f"--devices {devices}: operators are measured on one device only. Leave it out, or --only models.")
-    used = _devices(devices)
-    if torch_python is not None and used[0].platform != "cpu":
-        raise InputError(
-            f"--torch-python: torch is measured on the CPU, and JAX runs on {used[0].platform}. Leave it out, or JAX_PLATFORMS=cpu."
-        )
-    with _no_stored_programs(), torch_peer(torch_python if devices == 1 else None) as peer:
+    used = used_devices(devices)
+    with peer_beside(torch_python if devices == 1 else None, used[0]) as peer:
         options = {
             "models": chosen[0],
             "methods": chosen[1],
@@ -96,19 +89,7 @@ def upsampling(
             "environment": environment(),
             **dataclasses.asdict(setting),
         }
-        results = open_results(out, make_header(used, options, peer.info if peer else None))
-        work = dict(_cases(*chosen, setting, used, peer, only, seconds))
-        todo = {key: run for key, run in work.items() if key not in results}
-        print(f"{results.header['device']}: {len(work)} cases, {len(todo)} to be measured", flush=True)
-        try:
-            with progress("measuring", len(work), len(work) - len(todo)) as advance:
-                for key, run in todo.items():
-                    begun = time.monotonic()
-                    results.store(key, run())
-                    advance(1, note=f"{key}: {time.monotonic() - begun:.0f} s")
-        finally:  # what an interrupted run has measured is there to be read
-            path = write_report(results)
-    print(json.dumps({"cases": len(results.cases), "results": str(results.path), "report": str(path)}), flush=True)
+        measure_all(out, used, options, peer, dict(_cases(*chosen, setting, used, peer, only, seconds)))
     return 0
 
 
@@ -132,12 +113,6 @@ def _cases(
                 yield f"models/{model}/{method}", run
 
 
-def environment() -> dict[str, str]:
-    """What is set of the variables that make programs faster or slower; torch's process inherits them."""
-    names = ("GLIBC_TUNABLES", "XLA_FLAGS", "LD_PRELOAD", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    return {name: os.environ[name] for name in names if name in os.environ}
-
-
 def _names(option: str, text: str, there: dict[str, Any]) -> list[str]:
     if text == "all":
         return list(there)
@@ -149,8 +124,7 @@ def _names(option: str, text: str, there: dict[str, Any]) -> list[str]:
 
 
 def _check(setting: networks.Setting, devices: int, seconds: float) -> None:
-    if not 0 < seconds < math.inf:
-        raise InputError(f"--seconds: got {seconds}; required above 0. Give a number such as 1.2.")
+    need_positive(seconds)
     if len(setting.features) < 2 or min(setting.features) < 1:
         given = " ".join(map(str, setting.features)) or "nothing"
         raise InputError(f"--features: got {given}; required two levels or more of 1 channel or more. Give numbers such as 32 64 128.")
@@ -159,25 +133,3 @@ def _check(setting: networks.Setting, devices: int, seconds: float) -> None:
     if setting.batch % devices:
         near = -(-setting.batch // devices) * devices
         raise InputError(f"--batch: got {setting.batch} for {devices} devices; required a multiple of {devices}. Give --batch {near}.")
-
-
-def _devices(count: int) -> list[Any]:
-    """The first `count` devices; a CPU is split into as many simulated ones, which must happen before JAX has started."""
-    if count > 1:
-        with contextlib.suppress(RuntimeError):  # it has started, and has what it has
-            jax.config.update("jax_num_cpu_devices", count)
-    found = jax.devices()
-    if len(found) < count:
-        raise InputError(f"--devices: got {count}; there are {len(found)}. Give at most {len(found)}, or run the command in a new process.")
-    return found[:count]
-
-
-@contextlib.contextmanager
-def _no_stored_programs() -> Iterator[None]:
-    """Compile times are those of compiling, so programs that a cache has kept are not read."""
-    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
