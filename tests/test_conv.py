@@ -152,6 +152,36 @@ def test_one_filter_a_channel_equals_the_convolution_and_its_derivatives(taps, s
     _close(jax.jvp(ours, (x, kernel), tangents)[1], jax.jvp(stock, (x, kernel), tangents)[1])
 
 
+@pytest.mark.parametrize(
+    ("taps", "stride", "channels", "padding"), [(1, (1, 1), 40, 0), (1, (2, 3), 7, 0), (3, (1, 1), 6, 1), (3, (1, 1), 6, 0)]
+)
+def test_pixelwise_and_narrow_convolutions_equal_the_convolution_and_its_derivatives(taps, stride, channels, padding):
+    x, kernel = random_array(2, 9, 7, 5), random_array(taps, taps, 5, channels, seed=1)
+    dx, dkernel = random_array(*x.shape, seed=2), random_array(*kernel.shape, seed=3)
+
+    def everything(f):
+        f = partial(f, window_strides=stride, padding=[(padding, padding)] * 2, dimension_numbers=DIMENSIONS)
+        y, vjp = jax.vjp(f, x, kernel)
+        tangent = jax.jvp(f, (x, kernel), (dx, dkernel))[1]
+        product = jax.jvp(jax.grad(lambda x, k: (f(x, k) ** 3).sum(), (0, 1)), (x, kernel), (dx, dkernel))[1]
+        each = jax.vmap(jax.grad(lambda k, x: (f(x[None], k) ** 2).sum()), (None, 0))(kernel, x)
+        return y, vjp(y), tangent, product, each
+
+    jax.tree.map(_close, *(jax.jit(partial(everything, f))() for f in (ops.conv_general_dilated, jax.lax.conv_general_dilated)))
+    assert ops.conv_general_dilated(x[:0], kernel, stride, "SAME", dimension_numbers=DIMENSIONS).shape[0] == 0
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="these forms are for CPUs")
+def test_the_gradient_of_a_narrow_kernel_has_zeros_beside_it():
+    def gradient(x, kernel):
+        f = partial(ops.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=DIMENSIONS)
+        return jax.make_jaxpr(jax.grad(lambda k: f(x, k).sum()))(kernel)
+
+    x = jnp.ones((1, 9, 9, 16))
+    assert "3,3,16,32" in str(gradient(x, jnp.ones((3, 3, 16, 8))))
+    assert "3,3,16,32" not in str(gradient(x, jnp.ones((3, 3, 16, 40))))
+
+
 def test_a_filter_larger_than_the_image_is_the_convolutions_matter():
     x, kernel = random_array(1, 2, 2, 3), random_array(3, 3, 1, 3)
     y = ops.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=DIMENSIONS, feature_group_count=3)

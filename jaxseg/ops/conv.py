@@ -1,10 +1,12 @@
-"""Convolutions that XLA does slowly on CPUs: wide 3x3 ones by Winograd's minimal filtering, and depthwise ones.
+"""Convolutions that XLA does slowly on CPUs: wide 3x3 ones by Winograd's minimal filtering, depthwise, 1x1 and narrow ones.
 
 There it multiplies directly, and depthwise without vectors; cuDNN and TPUs choose their own algorithm and are left to it.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -16,7 +18,28 @@ from jaxtyping import Array, Float
 from jaxseg.ops.product_rule import product_rule
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+NARROW = 32
+"""Output channels below which XLA's weight gradients are slow. Measured on CPUs."""
 _NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+_FACTOR: ContextVar[float] = ContextVar("factor", default=1.0)
+
+
+@contextlib.contextmanager
+def pixels_counted(factor: float) -> Iterator[None]:
+    """What is traced inside chooses its forms as if batches had `factor` times their pixels: those of a whole image for a tile of it.
+
+    The forms differ in rounding only. 0 and infinity choose alike for every size. Traced functions that jit keeps are not traced again.
+    """
+    before = _FACTOR.set(factor)
+    try:
+        yield
+    finally:
+        _FACTOR.reset(before)
+
+
+def counted(pixels: int) -> float:
+    """The pixels by which a form is chosen."""
+    return pixels * _FACTOR.get()
 
 
 def conv_general_dilated(
@@ -30,12 +53,16 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> Float[Array, "n h2 w2 o"]:
-    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`: the same values to rounding, faster on CPUs for wide 3x3 layers
-    and for one filter a channel.
+    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`: the same values to rounding, faster on CPUs for most layers of
+    stride 1.
 
-    Winograd's F(4x4, 3x3) makes each 4x4 cell of outputs of 36 products instead of 144. Used for float32, stride 1, without dilation and
-    groups, from 64 channels in and out and 256 output pixels in the batch; anything else is handed on. An output then holds rounding, or
-    nan, of the whole 6x6 inputs of its cell. One filter a channel is a sum of shifted images, also float32 only.
+    Of float32 without groups, stride 1 where not said otherwise, and without dilation; anything else is handed on:
+
+    * 3x3, from 64 channels in and out and 256 output pixels in the batch: Winograd's F(4x4, 3x3) makes each 4x4 cell of outputs of 36
+      products instead of 144. An output then holds rounding, or nan, of the whole 6x6 inputs of its cell.
+    * 3x3 with fewer than 32 output channels: the weight gradient is computed with zeros beside them.
+    * 1x1 without padding, of any stride: a matrix product.
+    * One filter a channel, of any size, stride and dilation: a sum of shifted images.
 
     Source: Lavin & Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4.
     """
@@ -44,12 +71,17 @@ def conv_general_dilated(
         spans = [d * (k - 1) + 1 for d, k in zip(holes, kernel.shape[:2], strict=True)]
         edges = lax.padtype_to_pads(x.shape[1:3], spans, stride, padding) if isinstance(padding, str) else padding
         h, w = (n + lo + hi - span + 1 for n, (lo, hi), span in zip(x.shape[1:3], edges, spans, strict=True))  # of stride 1
+        (top, bottom), (left, right) = edges
+        dense = min(h, w) > 0 and feature_group_count == 1 and x.shape[3] == kernel.shape[2]
         if min(h, w) > 0 and kernel.shape[2:] == (1, feature_group_count) and x.shape[3] == feature_group_count > 1:
             return _depthwise(x, kernel[:, :, 0], stride, edges, holes)
-        plain = kernel.shape[:2] == (3, 3) and feature_group_count == 1 and stride == holes == (1, 1) and x.shape[3] == kernel.shape[2]
-        if min(h, w) > 0 and plain and min(kernel.shape[2:]) >= 64 and x.shape[0] * h * w >= 256:
-            (top, bottom), (left, right) = edges
-            return _winograd(x, kernel, ((top, bottom), (left, right)))
+        if dense and kernel.shape[:2] == (1, 1) and not any((top, bottom, left, right)):
+            return _pixelwise(x[:, :: stride[0], :: stride[1]], kernel)
+        if dense and kernel.shape[:2] == (3, 3) and stride == holes == (1, 1):
+            if min(kernel.shape[2:]) >= 64 and counted(x.shape[0] * h * w) >= 256:
+                return _winograd(x, kernel, ((top, bottom), (left, right)))
+            if kernel.shape[3] < NARROW:
+                return _narrow(x, kernel, ((top, bottom), (left, right)))
     return lax.conv_general_dilated(
         x, kernel, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision=precision
     )
@@ -66,6 +98,27 @@ def _ours(x: Array, kernel: Array, lhs_dilation: Sequence[int] | None, dimension
         and (lhs_dilation is None or set(lhs_dilation) == {1})
         and jax.sharding.AxisType.Explicit not in jax.typeof(x).sharding.mesh.axis_types
     )
+
+
+def _pixelwise(x: Float[Array, "n h w i"], kernel: Float[Array, "1 1 i o"]) -> Float[Array, "n h w o"]:
+    """One matrix product; its transpose in the kernel takes half as long as a convolution's."""
+    n, h, w, i = x.shape
+    return jnp.matmul(x.reshape(n * h * w, i), kernel[0, 0]).reshape(n, h, w, kernel.shape[3])
+
+
+def _direct(x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: Padding) -> Float[Array, "n h2 w2 o"]:
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_NHWC)
+
+
+def _filled_up(x: Array, kernel: Array, padding: Padding) -> Array:
+    """The same with more output channels, of zeros: its transpose in the kernel takes a third to three quarters of the time."""
+    *sides, o = kernel.shape
+    return _direct(x, lax.pad(kernel, jnp.zeros((), kernel.dtype), [*((0, 0, 0) for _ in sides), (0, NARROW - o, 0)]), padding)[..., :o]
+
+
+@product_rule(x=_direct, kernel=_filled_up)
+def _narrow(x: Array, kernel: Array, padding: Padding) -> Array:
+    return _direct(x, kernel, padding)
 
 
 def _depthwise(
