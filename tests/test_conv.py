@@ -153,10 +153,11 @@ def test_one_filter_a_channel_equals_the_convolution_and_its_derivatives(taps, s
 
 
 @pytest.mark.parametrize(
-    ("taps", "stride", "channels", "padding"), [(1, (1, 1), 40, 0), (1, (2, 3), 7, 0), (3, (1, 1), 6, 1), (3, (1, 1), 6, 0)]
+    ("taps", "stride", "channels", "padding"),
+    [(1, (1, 1), (5, 40), 0), (1, (2, 3), (5, 7), 0), (3, (1, 1), (5, 6), 1), (3, (1, 1), (5, 6), 0), (3, (1, 1), (129, 128), 1)],
 )
-def test_pixelwise_and_narrow_convolutions_equal_the_convolution_and_its_derivatives(taps, stride, channels, padding):
-    x, kernel = random_array(2, 9, 7, 5), random_array(taps, taps, 5, channels, seed=1)
+def test_pixelwise_narrow_and_small_convolutions_equal_the_convolution_and_its_derivatives(taps, stride, channels, padding):
+    x, kernel = random_array(2, 9, 7, channels[0]), random_array(taps, taps, *channels, seed=1)
     dx, dkernel = random_array(*x.shape, seed=2), random_array(*kernel.shape, seed=3)
 
     def everything(f):
@@ -172,14 +173,24 @@ def test_pixelwise_and_narrow_convolutions_equal_the_convolution_and_its_derivat
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="these forms are for CPUs")
-def test_the_gradient_of_a_narrow_kernel_has_zeros_beside_it():
-    def gradient(x, kernel):
+def test_each_gradient_is_computed_in_its_own_form():
+    def gradient(of, x, kernel):
         f = partial(ops.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=DIMENSIONS)
-        return jax.make_jaxpr(jax.grad(lambda k: f(x, k).sum()))(kernel)
+        return str(jax.make_jaxpr(jax.grad(lambda x, k: f(x, k).sum(), of))(x, kernel))
 
-    x = jnp.ones((1, 9, 9, 16))
-    assert "3,3,16,32" in str(gradient(x, jnp.ones((3, 3, 16, 8))))
-    assert "3,3,16,32" not in str(gradient(x, jnp.ones((3, 3, 16, 40))))
+    x, kernel = jnp.ones((1, 9, 9, 128)), jnp.ones((3, 3, 128, 128))
+    assert "f32[3,3,16,32]" in gradient(1, x[..., :16], kernel[:, :, :16, :8])
+    assert "f32[3,3,16,32]" not in gradient(1, x[..., :16], kernel[:, :, :16, :40])
+    assert gradient(0, x, kernel).count("dot_general") == 9
+    assert "dot_general" not in gradient(0, x[..., :127], kernel[:, :, :127])
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="minimal filtering is for CPUs")
+@pytest.mark.parametrize(("channels", "size", "filtered"), [(512, 16, False), (512, 32, True), (256, 16, True)])
+def test_very_wide_layers_are_filtered_from_more_pixels_on(channels, size, filtered):
+    x, kernel = jnp.ones((1, size, size, channels)), jnp.ones((3, 3, channels, channels))
+    program = jax.make_jaxpr(lambda x, k: ops.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=DIMENSIONS))(x, kernel)
+    assert ("dot_general" in str(program)) == filtered
 
 
 def test_a_filter_larger_than_the_image_is_the_convolutions_matter():

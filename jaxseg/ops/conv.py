@@ -58,8 +58,10 @@ def conv_general_dilated(
 
     Of float32 without groups, stride 1 where not said otherwise, and without dilation; anything else is handed on:
 
-    * 3x3, from 64 channels in and out and 256 output pixels in the batch: Winograd's F(4x4, 3x3) makes each 4x4 cell of outputs of 36
-      products instead of 144. An output then holds rounding, or nan, of the whole 6x6 inputs of its cell.
+    * 3x3, from 64 channels in and out and 256 output pixels in the batch (more where the filters are as much work as they): Winograd's
+      F(4x4, 3x3) makes each 4x4 cell of outputs of 36 products instead of 144. An output then holds rounding, or nan, of the whole 6x6
+      inputs of its cell.
+    * 3x3 with fewer pixels, from 128 channels: the input gradient is computed without a turned copy of the kernel.
     * 3x3 with fewer than 32 output channels: the weight gradient is computed with zeros beside them.
     * 1x1 without padding, of any stride: a matrix product.
     * One filter a channel, of any size, stride and dilation: a sum of shifted images.
@@ -78,8 +80,11 @@ def conv_general_dilated(
         if dense and kernel.shape[:2] == (1, 1) and not any((top, bottom, left, right)):
             return _pixelwise(x[:, :: stride[0], :: stride[1]], kernel)
         if dense and kernel.shape[:2] == (3, 3) and stride == holes == (1, 1):
-            if min(kernel.shape[2:]) >= 64 and counted(x.shape[0] * h * w) >= 256:
+            i, o = kernel.shape[2:]
+            if min(i, o) >= 64 and counted(x.shape[0] * h * w) >= max(256, i * o // 256):
                 return _winograd(x, kernel, ((top, bottom), (left, right)))
+            if min(i, o) >= 128:
+                return _few_pixels(x, kernel, ((top, bottom), (left, right)))
             if kernel.shape[3] < NARROW:
                 return _narrow(x, kernel, ((top, bottom), (left, right)))
     return lax.conv_general_dilated(
@@ -108,6 +113,21 @@ def _pixelwise(x: Float[Array, "n h w i"], kernel: Float[Array, "1 1 i o"]) -> F
 
 def _direct(x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: Padding) -> Float[Array, "n h2 w2 o"]:
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_NHWC)
+
+
+def _tap_by_tap(x: Array, kernel: Array, padding: Padding) -> Array:
+    """The same as a matrix product for each tap: its transpose in x reads the kernel as it lies. With few pixels the kernel is the work."""
+    n, _, _, i = x.shape
+    kh, kw, _, o = kernel.shape
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*edge, 0) for edge in padding), (0, 0, 0)])
+    h, w = x.shape[1] - kh + 1, x.shape[2] - kw + 1
+    parts = [jnp.matmul(x[:, a : a + h, b : b + w].reshape(n * h * w, i), kernel[a, b]) for a in range(kh) for b in range(kw)]
+    return functools.reduce(jnp.add, parts).reshape(n, h, w, o)
+
+
+@product_rule(x=_tap_by_tap, kernel=_direct)
+def _few_pixels(x: Array, kernel: Array, padding: Padding) -> Array:
+    return _direct(x, kernel, padding)
 
 
 def _filled_up(x: Array, kernel: Array, padding: Padding) -> Array:
