@@ -4,18 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxseg.embed import load
     from jaxseg.errors import InputError
     from jaxseg.inference.whole import predict_whole
     from jaxseg.models import MODELS, UNet
     from jaxseg.upsample import UPSAMPLERS
 
-__all__ = ["MODELS", "UPSAMPLERS", "InputError", "UNet", "predict_whole"]
+__all__ = ["MODELS", "UPSAMPLERS", "InputError", "UNet", "load", "predict_whole"]
 
 _HOMES = {
     "InputError": "jaxseg.errors",
     "MODELS": "jaxseg.models",
     "UNet": "jaxseg.models",
     "UPSAMPLERS": "jaxseg.upsample",
+    "load": "jaxseg.embed",
     "predict_whole": "jaxseg.inference.whole",
 }
 

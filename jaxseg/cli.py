@@ -14,6 +14,7 @@ jaxseg: image segmentation for JAX.
   jaxseg train CONFIG.py [--option value ...] --workdir DIR      train; the same command goes on after an interruption
   jaxseg evaluate WORKDIR [--split S]                            score a trained model on a split
   jaxseg predict WORKDIR FILE_OR_FOLDER... --out DIR             segment images
+  jaxseg export RUN --format stablehlo|safetensors --out FILE    a trained model for programs without jaxseg
   jaxseg weights list|import|export ...                          other people's weights: see layouts, take a file, give a run
   jaxseg models [NAME...]                                        the models: paper, parameters, FLOPs, stride, receptive field
   jaxseg benchmark upsampling --out DIR                          what each upsampling method and operator costs on this machine
@@ -59,6 +60,10 @@ def _run(command: str, rest: list[str]) -> int:
         from jaxseg.weights.commands import main as weights
 
         return weights(rest)
+    if command == "export":
+        from jaxseg.export import export
+
+        return tyro.cli(export, args=rest, prog="jaxseg export")
     if command == "models":
         from jaxseg.model_table import models
 
@@ -80,7 +85,8 @@ def _run(command: str, rest: list[str]) -> int:
 
         return tyro.cli(predict, args=rest, prog="jaxseg predict")
     raise InputError(
-        f"no such command; there are data, train, evaluate, predict, weights, models and benchmark. See jaxseg --help. Got {command!r}"
+        "no such command; there are data, train, evaluate, predict, export, weights, models and benchmark. See jaxseg --help. "
+        f"Got {command!r}"
     )
 
 
