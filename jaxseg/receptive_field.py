@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxseg.errors import InputError
 
 # Primitives by name: those that move elements of one operand about, those of a value and the values at the same place, ...
-MOVES = frozenset(str.split("reshape transpose squeeze expand_dims slice rev broadcast_in_dim split copy"))
+MOVES = frozenset(str.split("reshape transpose squeeze expand_dims slice rev broadcast_in_dim split unstack copy"))
 ELEMENTWISE = frozenset(
     str.split(
         "abs add add_any and atan2 cbrt ceil clamp convert_element_type cos div eq erf erf_inv exp exp2 expm1 floor ge gt integer_pow "

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
+from jaxseg.ops.conv import counted
 from jaxseg.ops.product_rule import product_rule
 from jaxseg.ops.shapes import integer, need_floats, need_image, pair
 
@@ -251,7 +252,7 @@ def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilati
     taps = kernel.shape[:2]
     if dilation == (1, 1) and min(stride) > 1:
         known = all(isinstance(n, int) for n in x.shape[:3])  # an export may leave them open
-        many = known and math.prod(x.shape[:3]) >= MANY and jax.default_backend() == "cpu"
+        many = known and counted(math.prod(x.shape[:3])) >= MANY and jax.default_backend() == "cpu"
         if many and max(stride) < 4 and all(map(operator.ge, taps, stride)):
             return _by_phase(x, kernel, stride, edges)
         if min(stride) >= 4 or all(k % s == 0 for k, s in zip(taps, stride, strict=True)):

@@ -1,0 +1,239 @@
+"""Overlap-tile inference (Ronneberger et al. 2015, figure 2): logits of an image of any size, computed tile by tile."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxseg.errors import InputError
+from jaxseg.inference.tile_plan import Tiling, blended_tiling, exact_tiling, find_reach, legal_side
+from jaxseg.ops.conv import pixels_counted
+from jaxseg.parallel import AXIS, data_mesh, replicated
+from jaxseg.progress import progress
+from jaxseg.receptive_field import ELEMENTWISE, MOVES
+
+Predict = Callable[[Any, Float[Array, "n h w c"]], Any]
+Blend = Literal["gaussian", "linear"]
+Region = tuple[tuple[int | slice, ...], np.ndarray]
+"""Where in the logits, and the logits there: `logits[where] = values`."""
+
+
+def tiled(
+    apply: Predict, *, tile: int = 512, batch: int = 4, blend: Blend | None = None, overlap: float = 0.25
+) -> Callable[[Any, Any], Float[np.ndarray, "*n h w k"]]:
+    """A function (variables, image [H, W, C] or [N, H, W, C]) -> float32 logits [..., H, W, K], by tiles; the rest as `tiled_regions`.
+
+    Keep the function: what it has compiled serves all images, whatever their size, of a model that shrinks its image, and those whose sides
+    leave the same remainders by the model's stride, of a padded one.
+
+    >>> mean = lambda variables, image: jax.lax.reduce_window(image, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME") / 9
+    >>> image = np.random.default_rng(0).uniform(size=(50, 60, 1)).astype(np.float32)
+    >>> bool((tiled(mean, tile=16)((), image) == jax.jit(mean)((), image[None])[0]).all())
+    True
+    """
+    regions = tiled_regions(apply, tile=tile, batch=batch, blend=blend, overlap=overlap)
+
+    def predict(variables: Any, image: Any) -> np.ndarray:
+        logits = np.empty(0, np.float32)
+        for where, values in regions(variables, image):
+            if not logits.size:
+                logits = np.empty((*image.shape[:-1], values.shape[-1]), np.float32)
+            logits[where] = values
+        return logits
+
+    return predict
+
+
+def tiled_regions(
+    apply: Predict, *, tile: int = 512, batch: int = 4, blend: Blend | None = None, overlap: float = 0.25
+) -> Callable[[Any, Any], Iterator[Region]]:
+    """A function (variables, image) -> the image's logits, region by region, each pixel once.
+
+    Without `blend` they are bit for bit those of `jax.jit(apply)` of the whole image, which a model that shrinks its image is given with a
+    border by reflection, to its next legal size. (On CPUs a model whose first layers have three channels has been seen to differ in the last
+    bit: XLA rounds such maps by where they end.) How far tiles must overlap is read off the traced model. With `blend` tiles of any
+    padded model overlap by `overlap` and are averaged, most weight at their middle: cheaper, and an approximation.
+
+    The tiles are computed `batch` at a time on all devices, the last batch filled up. Where memory runs out, half as many at a time.
+
+    Args:
+      apply: (variables, images [N, H, W, C]) -> logits of every pixel, or of all but a margin; pure, and not itself under jit, which
+        would keep the forms chosen for another size.
+      tile: the largest side of a tile as the model sees it.
+      batch: tiles at a time; rounded up to the devices.
+      blend: None for exact tiles; "gaussian" weights have a deviation of an eighth of the side, "linear" ones are a tent.
+      overlap: the least share of a tile's side that the next one computes again, with `blend`.
+
+    Returns:
+      a function of `image`: an array, or anything with a shape [H, W, C] or [N, H, W, C] that slices of rows and columns can be read from
+      (a memory map, a Zarr array). Values are taken as float32.
+
+    Raises:
+      InputError: exact tiles of a model that cannot have them (a norm over the image, a field larger than the tile), with the reason;
+      blending of a model that shrinks its image; an empty image; no memory for a single tile.
+    """
+    if tile < 1 or batch < 1 or not 0 <= overlap < 1 or blend not in (None, "gaussian", "linear"):
+        raise InputError(
+            f"tiles: got tile={tile}, batch={batch}, blend={blend!r}, overlap={overlap}; required tile and batch from 1, blend None, "
+            "'gaussian' or 'linear', and an overlap from 0 to less than 1."
+        )
+    mesh = data_mesh()
+    batch = -(-batch // mesh.size) * mesh.size
+    known: dict[Any, Any] = {}
+
+    def once(key: Any, f: Callable[[], Any]) -> Any:
+        if key not in known:
+            known[key] = f()
+        return known[key]
+
+    def plan(variables: Any, image: Any) -> tuple[Tiling, Tiling, Predict]:
+        """Of rows and columns, and the compiled model for them."""
+        height, width, channels = image.shape[-3:]
+        if blend is not None:
+            rows, columns = blended_tiling(height, tile, overlap), blended_tiling(width, tile, overlap)
+            shape = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, tile, tile, channels), jnp.float32)).shape
+            if shape[1:3] != (tile, tile):
+                raise InputError(
+                    f"tiles: blend={blend!r} of a model that makes {shape[1]} x {shape[2]} of {tile} x {tile} pixels; required is one that "
+                    "pads. Leave blend out: such tiles are exact and overlap by nothing but their margin."
+                )
+            return rows, columns, once("blend", lambda: jax.jit(apply))
+
+        def forms(pixels: float | None, *sides: int) -> tuple[str, ...]:
+            f = apply if pixels is None else _counting(apply, pixels)
+            shape = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)
+            return once((pixels, shape.shape), lambda: tuple(_sums(jax.make_jaxpr(f)(variables, shape).jaxpr)))
+
+        def legal(side: int) -> int:
+            return once((side, channels), lambda: legal_side(lambda x: apply(variables, x), side, channels))
+
+        # Layers choose their form by the size of what they get. The tiles' must be the whole's.
+        for pixels in (math.inf, 0.0, *(height * width * 1.1**k for k in (0, 1, -1, 2, -2, 3, -3, 4, -4, 6, -6, 8, -8))):
+            as_whole = _counting(apply, pixels)
+            kind = channels, forms(pixels, legal(tile), legal(tile))
+            reach = once(kind, lambda f=as_whole: find_reach(lambda x: f(variables, x), channels, tile))
+            # Where a padded model's image is lower than a tile its tiles are longer: XLA rounds small maps by how many pixels they have.
+            most = [tile if r.shrink else max(tile, tile**2 // other) for r, other in zip(reach, (width, height), strict=True)]
+            rows, columns = (exact_tiling(n, m, r, legal) for n, m, r in zip((height, width), most, reach, strict=True))
+            chosen = forms(pixels, rows.side, columns.side)
+            if chosen == forms(None, rows.whole, columns.whole):
+                return rows, columns, once((rows.side, columns.side, chosen), lambda f=as_whole: jax.jit(f))
+        raise InputError(
+            f"exact tiles: for an image of {height} x {width} pixels the model takes sums of other forms than for tiles of {tile}, which "
+            "round differently. Take another tile, or blend='gaussian'."
+        )
+
+    def regions(variables: Any, image: Any) -> Iterator[Region]:
+        if len(image.shape) not in (3, 4) or 0 in image.shape:
+            raise InputError(f"tiles: got an image of shape {image.shape}; required [H, W, C] or [N, H, W, C] without empty axes.")
+        rows, columns, step = plan(variables, image)
+        variables = jax.device_put(variables, replicated(mesh))
+        places = list(itertools.product(range(math.prod(image.shape[:-3])), range(len(rows.offsets)), range(len(columns.offsets))))
+        lead = len(image.shape) - 3
+        # One tile an image is the image: nothing is filled up, since XLA rounds maps of some dozens of pixels by how many there are.
+        at_once = (
+            min(batch, -(-len(places) // mesh.size) * mesh.size)
+            if rows.whole == rows.side and columns.whole == columns.side and not rows.border
+            else batch
+        )
+
+        def compute(places: list[tuple[int, int, int]]) -> Float[np.ndarray, "b t t k"]:
+            parts = [_read(image, (n,) * lead, (rows, y), (columns, x)) for n, y, x in places]
+            return np.asarray(step(variables, jax.device_put(np.stack(parts), NamedSharding(mesh, PartitionSpec(AXIS)))))
+
+        with progress("tiles", len(places)) as advance:
+            computed = _in_batches(compute, places, at_once, mesh.size, advance)
+            if blend is None:
+                for (n, y, x), values in computed:
+                    (top, high), (left, wide) = ((a.edges[k], a.edges[k + 1]) for a, k in ((rows, y), (columns, x)))
+                    inner = values[top - rows.offsets[y] : high - rows.offsets[y], left - columns.offsets[x] : wide - columns.offsets[x]]
+                    yield ((n,) * lead + (slice(top, high), slice(left, wide))), inner
+            else:
+                for n, top, values in _blended(computed, rows, columns, blend):
+                    yield ((n,) * lead + (slice(top, top + len(values)), slice(None))), values
+
+    return regions
+
+
+def _counting(apply: Predict, pixels: float) -> Predict:
+    """`apply` with the forms that it takes for batches of so many pixels."""
+
+    def as_whole(variables: Any, image: Float[Array, "n h w c"]) -> Any:
+        with pixels_counted(pixels / math.prod(image.shape[:3])):
+            return apply(variables, image)
+
+    return as_whole
+
+
+def _sums(jaxpr: Any) -> Iterator[str]:
+    """The names of the primitives that add things up, in order."""
+    for eqn in jaxpr.eqns:
+        inner = [getattr(p, "jaxpr", p) for p in eqn.params.values() if hasattr(p, "eqns")]
+        if inner:
+            yield from itertools.chain(*map(_sums, inner))
+        elif eqn.primitive.name not in MOVES | ELEMENTWISE | {"pad", "concatenate", "stack"}:
+            yield eqn.primitive.name
+
+
+def _read(image: Any, lead: tuple[int, ...], *places: tuple[Tiling, int]) -> Float[np.ndarray, "t t c"]:
+    """A tile: one slice of the image is read, and pixels outside are taken from it by reflection, as often as needed."""
+    lines, slices = [], []
+    for (axis, k), length in zip(places, image.shape[len(lead) :], strict=False):
+        line = np.arange(axis.side) + axis.offsets[k] - axis.border
+        line = np.abs((line + length - 1) % max(2 * length - 2, 1) - (length - 1))
+        slices.append(slice(int(line.min()), int(line.max()) + 1))
+        lines.append(line - line.min())
+    part = np.asarray(image[(*lead, *slices)], np.float32)
+    return part[np.ix_(*lines)]
+
+
+def _in_batches(compute: Callable[[list], np.ndarray], places: list, batch: int, least: int, advance: Callable[..., None]) -> Iterator:
+    """Each place with its tile's output; `batch` at a time, and half as many from where memory runs out."""
+    done = 0
+    while done < len(places):
+        now = places[done : done + batch]
+        try:
+            values = compute(now + [now[-1]] * (batch - len(now)))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            if batch == least:
+                raise InputError(f"tiles: no memory for {batch} tiles at a time, one a device. Take a smaller tile. ({error})") from error
+            batch = max(batch // 2 // least, 1) * least
+            continue
+        yield from zip(now, values, strict=False)
+        done += len(now)
+        advance(len(now))
+
+
+def weights(side: int, blend: Blend) -> Float[np.ndarray, " side"]:
+    """Of the outputs of a tile along one axis; nowhere 0."""
+    from_middle = np.abs(np.arange(side) - (side - 1) / 2)
+    if blend == "linear":
+        return (1 - from_middle / ((side + 1) / 2)).astype(np.float32)
+    return np.maximum(np.exp(-0.5 * (from_middle / (side / 8)) ** 2), 1e-3).astype(np.float32)
+
+
+def _blended(computed: Iterator, rows: Tiling, columns: Tiling, blend: Blend) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Weighted means, as soon as no further tile reaches a row: image, first row, and the logits of rows of full width."""
+    height, width = rows.edges[-1], columns.edges[-1]
+    weight = np.outer(weights(rows.side, blend), weights(columns.side, blend))[..., None]
+    total = norm = np.empty(0, np.float32)
+    for (n, y, x), values in computed:
+        if y == x == 0:
+            total, norm = np.zeros((rows.side, width, values.shape[-1]), np.float32), np.zeros((rows.side, width, 1), np.float32)
+        at = slice(columns.offsets[x], min(columns.offsets[x] + columns.side, width))
+        wide = at.stop - at.start
+        total[:, at] += (weight * values)[:, :wide]
+        norm[:, at] += weight[:, :wide]
+        if x == len(columns.offsets) - 1:
+            top = rows.offsets[y]
+            ready = (rows.offsets[y + 1] if y + 1 < len(rows.offsets) else height) - top
+            yield n, top, total[:ready] / norm[:ready]
+            total, norm = (np.concatenate([a[ready:], np.zeros_like(a[:ready])]) for a in (total, norm))
