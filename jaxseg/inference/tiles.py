@@ -56,8 +56,8 @@ def tiled_regions(
     """A function (variables, image) -> the image's logits, region by region, each pixel once.
 
     Without `blend` they are bit for bit those of `jax.jit(apply)` of the whole image, which a model that shrinks its image is given with a
-    border by reflection, to its next legal size. (On CPUs a model whose first layers have three channels has been seen to differ in the last
-    bit: XLA rounds such maps by where they end.) How far tiles must overlap is read off the traced model. With `blend` tiles of any
+    border by reflection, to its next legal size. (On CPUs a model with three channels in its first layers has been seen to differ in the
+    last bit: XLA rounds such maps by where they end.) How far tiles must overlap is read off the traced model. With `blend` tiles of any
     padded model overlap by `overlap` and are averaged, most weight at their middle: cheaper, and an approximation.
 
     The tiles are computed `batch` at a time on all devices, the last batch filled up. Where memory runs out, half as many at a time.
