@@ -1,5 +1,6 @@
 """The training state, arrays only, and the two pure functions that use it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -67,13 +68,14 @@ def begin_with(state: TrainState, variables: Any) -> TrainState:
     Raises:
       InputError: they are of another model; every name that differs is in the message.
     """
-    have, got = (flatten_dict(tree, sep="/") for tree in (_variables(state.params, state.batch_stats), variables))
-    wrong = [name for name in sorted({*have, *got}) if name not in have or name not in got or have[name].shape != got[name].shape]
+    shapes = [jax.tree.map(np.shape, tree) for tree in (_variables(state.params, state.batch_stats), variables)]
+    have, got = (flatten_dict(tree, sep="/") for tree in shapes)
+    wrong = [name for name in sorted({*have, *got}) if have.get(name) != got.get(name)]
     if wrong:
         raise InputError(f"start: the weights do not fit the model in {', '.join(wrong)}. Give those of the same model and options.")
     variables = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), variables, _variables(state.params, state.batch_stats))
     ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
-    return state.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}), ema=ema)
+    return dataclasses.replace(state, params=variables["params"], batch_stats=variables.get("batch_stats", {}), ema=ema)
 
 
 def train_step(

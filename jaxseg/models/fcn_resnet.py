@@ -50,7 +50,7 @@ class FCNResNet(nn.Module):
     norm = "batch"
     head_weights = (1.0, 0.5)  # of the losses, as in torchvision's training script
 
-    def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"] | tuple[Array, Array]:
+    def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"] | tuple[Array, ...]:
         logits, *auxiliary = self.heads(image, train)
         return (logits, *auxiliary) if train and auxiliary else logits
 
