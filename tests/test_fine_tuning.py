@@ -71,7 +71,7 @@ def test_a_frozen_encoder_normalises_by_its_running_statistics():
 
 
 def test_no_gradient_is_computed_in_a_frozen_encoder():
-    """Fewer operations in the program, not only zeros in its result."""
+    """Fewer operations in the program, not only zeros in its result. In bfloat16: float32 counts zeros beside narrow kernels, too."""
     image = random_array(*SHAPE)
 
     def flops(model):
@@ -79,7 +79,7 @@ def test_no_gradient_is_computed_in_a_frozen_encoder():
         loss = lambda params: model.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])[0].sum()  # noqa: E731
         return jax.jit(jax.grad(loss)).lower(variables["params"]).compile().cost_analysis()["flops"]
 
-    assert flops(ENCODER(frozen="encoder")) < 0.8 * flops(ENCODER(frozen="norm"))
+    assert flops(ENCODER(frozen="encoder", dtype=jnp.bfloat16)) < 0.8 * flops(ENCODER(frozen="norm", dtype=jnp.bfloat16))
 
 
 def test_the_rate_of_a_part_multiplies_its_step_exactly():

@@ -19,7 +19,7 @@ STOREYS = (  # bottom to top; the longest name that fits decides
     ("inference", "receptive_field", "model_table"),
     ("train_state",),
     ("parallel", "checkpoint", "config", "model_json", "run_folder", "run_log", "progress", "report"),
-    ("embed", "weights.start", "weights.runs"),
+    ("embed", "weights.start", "weights.runs", "inference.tiles"),
     ("benchmark",),
     (
         "train",

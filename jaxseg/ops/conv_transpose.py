@@ -65,6 +65,7 @@ def conv_transpose(
     ((1, 6, 8, 2), 8.0, 32.0)
     """
     need_image("conv_transpose", x.shape)
+    need_floats("conv_transpose", x.dtype)
     need_floats("conv_transpose", jnp.promote_types(x.dtype, kernel.dtype))
     groups = integer("conv_transpose", "groups", groups, 1)
     if kernel.ndim != 4 or min(kernel.shape[:2]) < 1 or kernel.shape[2] != x.shape[-1] or x.shape[-1] % groups:
