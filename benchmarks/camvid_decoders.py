@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from camvid_decoders_table import PAPER, table
 from scipy import ndimage
 
 from jaxseg import losses, metrics
+from jaxseg.cli import script
 from jaxseg.data import Dataset, open_dataset, to_float, train_batches
 from jaxseg.data.listing import Record
 from jaxseg.data.pipeline import resize_record
@@ -244,8 +244,4 @@ def _write(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except InputError as error:
-        print(f"camvid_decoders: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    script(main)

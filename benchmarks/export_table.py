@@ -8,7 +8,6 @@ whether the run comes back from safetensors bit by bit. Random weights, no train
 """
 
 import functools
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from jaxseg.cli import script
 from jaxseg.config import load_get_config
 from jaxseg.data.listing import DataInfo
 from jaxseg.embed import Loaded, loaded
@@ -117,8 +117,4 @@ def safetensors(run: Run) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except InputError as error:
-        print(f"export_table: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    script(main)

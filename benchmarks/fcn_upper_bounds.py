@@ -11,7 +11,6 @@ for it. In the second column such a cell predicts void, a miss wherever the labe
 """
 
 import functools
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,8 +21,8 @@ import tyro
 from jaxtyping import Array, Int
 
 from jaxseg import metrics, ops
+from jaxseg.cli import script
 from jaxseg.data import camvid, images
-from jaxseg.errors import InputError
 from jaxseg.progress import progress
 
 STRIDES = (2, 4, 8, 16, 32)
@@ -80,8 +79,4 @@ def main(data: Annotated[Path, tyro.conf.arg(metavar="CAMVID")], split: Literal[
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except InputError as error:
-        print(f"fcn_upper_bounds: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    script(main)

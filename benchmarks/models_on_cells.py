@@ -8,7 +8,6 @@ time, not to equal cost: the table shows that each learns, and does not rank the
 """
 
 import statistics
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ import jax
 import tyro
 
 from jaxseg.cli import main as jaxseg
+from jaxseg.cli import script
 from jaxseg.data import open_dataset
 from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate_split
@@ -72,8 +72,4 @@ def learn(name: str, out: Path, steps: int) -> dict[str, float | int | str]:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except InputError as error:
-        print(f"models_on_cells: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    script(main)

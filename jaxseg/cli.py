@@ -1,9 +1,13 @@
 """The `jaxseg` command."""
 
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from jaxseg.errors import InputError
 
@@ -49,45 +53,39 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _run(command: str, rest: list[str]) -> int:
+def script(function: Callable[..., Any]) -> None:
+    """Runs a program of its own, such as those in benchmarks/, by the command line of its function; bad input ends it as `main` does."""
     import tyro
 
-    if command == "data":
-        from jaxseg.data.commands import main as data
+    try:
+        sys.exit(tyro.cli(function))
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).stem}: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
-        return data(rest)
-    if command == "weights":
-        from jaxseg.weights.commands import main as weights
 
-        return weights(rest)
-    if command == "export":
-        from jaxseg.export import export
+COMMANDS = {  # where each is; a `main` reads its words itself, the others are functions for tyro
+    "data": ("data.commands", "main"),
+    "train": ("train", "main"),
+    "evaluate": ("evaluate", "evaluate"),
+    "predict": ("predict", "predict"),
+    "export": ("export", "export"),
+    "weights": ("weights.commands", "main"),
+    "models": ("model_table", "models"),
+    "benchmark": ("benchmark.upsampling", "main"),
+}
 
-        return tyro.cli(export, args=rest, prog="jaxseg export")
-    if command == "models":
-        from jaxseg.model_table import models
 
-        return tyro.cli(models, args=rest, prog="jaxseg models")
-    if command == "benchmark":
-        from jaxseg.benchmark.upsampling import main as benchmark
+def _run(command: str, rest: list[str]) -> int:
+    if command not in COMMANDS:
+        raise InputError(f"no such command; there are {', '.join(COMMANDS)}. See jaxseg --help. Got {command!r}")
+    module, name = COMMANDS[command]
+    function = getattr(importlib.import_module(f"jaxseg.{module}"), name)
+    if name == "main":
+        return function(rest)
+    import tyro
 
-        return benchmark(rest)
-    if command == "train":
-        from jaxseg.train import main as train
-
-        return train(rest)
-    if command == "evaluate":
-        from jaxseg.evaluate import evaluate
-
-        return tyro.cli(evaluate, args=rest, prog="jaxseg evaluate")
-    if command == "predict":
-        from jaxseg.predict import predict
-
-        return tyro.cli(predict, args=rest, prog="jaxseg predict")
-    raise InputError(
-        "no such command; there are data, train, evaluate, predict, export, weights, models and benchmark. See jaxseg --help. "
-        f"Got {command!r}"
-    )
+    return tyro.cli(function, args=rest, prog=f"jaxseg {command}")
 
 
 if __name__ == "__main__":

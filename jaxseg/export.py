@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from jaxseg.checkpoint import digest, same_tree
 from jaxseg.embed import Loaded, loaded
 from jaxseg.errors import InputError
-from jaxseg.model_json import check_preprocess, info_from_json, info_to_json, model_from_json, model_to_json, plain
-from jaxseg.run_folder import Run, load_run
+from jaxseg.model_json import info_to_json, model_to_json
+from jaxseg.run_folder import Run, described, load_run
 from jaxseg.weights.files import LIMIT
 
 FORMATS = ("stablehlo", "safetensors")
@@ -178,16 +178,10 @@ def from_safetensors(file: str | Path) -> Loaded:
 
 def _described(description: dict[str, Any]) -> Run:
     """A run with the shapes of its variables, checked as those of a run.json are."""
-    model: Any = model_from_json(description["model"])
-    info = info_from_json(description["data"])
-    if model.num_classes != info.num_classes:
-        raise InputError(f"the model has {model.num_classes} classes, its data {info.num_classes}")
-    check_preprocess(description["preprocess"], info.channels)
+    model, info, like = described(description)
     if type(description["step"]) is not int or not 0 <= description["step"] < 1 << 40:
         raise InputError(f"step: got {str(description['step'])[:80]}; required a number of optimizer steps")
-    size = plain(description["example_size"], tuple[int, int], "example_size")
-    image = jax.ShapeDtypeStruct((1, *size, info.channels), jnp.float32)
-    return Run(model, jax.eval_shape(model.init, jax.random.key(0), image), info, description["step"], description)
+    return Run(model, like, info, description["step"], description)
 
 
 @contextlib.contextmanager

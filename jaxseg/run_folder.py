@@ -61,12 +61,7 @@ def load_run(workdir: Path) -> Run:
     """
     description = read_description(workdir)
     try:
-        model, info = model_from_json(description["model"]), info_from_json(description["data"])
-        if model.num_classes != info.num_classes:  # type: ignore[attr-defined]
-            raise InputError(f"the model has {model.num_classes} classes, its data {info.num_classes}")  # type: ignore[attr-defined]
-        check_preprocess(description["preprocess"], info.channels)
-        size = plain(description["example_size"], tuple[int, int], "example_size")
-        like = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, info.channels), jnp.float32))
+        model, info, like = described(description)
     except InputError as error:
         raise InputError(f"{workdir / 'run.json'}: does not describe a model ({error!s}). Restore it, or train again.") from error
     stored = checkpoints(workdir, read_only=True)
@@ -79,6 +74,21 @@ def load_run(workdir: Path) -> Run:
         return Run(model, stored.restore_variables(step, like), info, step, description)
     finally:
         stored.close()
+
+
+def described(description: dict[str, Any]) -> tuple[nn.Module, DataInfo, Any]:
+    """The model, its data and the shapes of its variables; "model", "data", "preprocess" and "example_size" of the description are checked.
+
+    Raises:
+      InputError: they describe no model.
+    """
+    model: Any = model_from_json(description["model"])
+    info = info_from_json(description["data"])
+    if model.num_classes != info.num_classes:
+        raise InputError(f"the model has {model.num_classes} classes, its data {info.num_classes}")
+    check_preprocess(description["preprocess"], info.channels)
+    size = plain(description["example_size"], tuple[int, int], "example_size")
+    return model, info, jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, info.channels), jnp.float32))
 
 
 def read_description(workdir: Path) -> dict[str, Any]:
