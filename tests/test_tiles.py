@@ -55,7 +55,7 @@ def test_a_batch_of_images_is_each_of_them(padding):
     np.testing.assert_array_equal(_tiled(padding, 60)(variables, image), np.stack([whole(variables, x) for x in image]))
 
 
-@pytest.mark.parametrize("size", [(200, 97), (120, 203)])
+@pytest.mark.parametrize("size", [pytest.param((200, 97), marks=pytest.mark.slow), (120, 203)])
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_wide_layers_whose_rounding_lies_in_cells(padding, size):
     """Winograd's on CPUs: the finest level in cells of 4 x 4, the next ones of 8 x 8 pixels. Small maps are computed directly."""
