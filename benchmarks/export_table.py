@@ -1,10 +1,11 @@
-"""What exports where: every model, narrow, and every upsampler in a U-Net, as StableHLO and safetensors, compared with the model itself.
+"""What exports where: every model, narrow, and every upsampler in a U-Net, as StableHLO, ONNX and safetensors, compared with the model.
 
-    python benchmarks/export_table.py --out export.md
+    python benchmarks/export_table.py --out docs/export.md
 
 For each: the sizes that the StableHLO program leaves open, its bytes without weights, the largest difference of its logits from the
-model's over five shapes (five batches where the size is fixed), relative to the largest logit, on the device that this runs on; and
-whether the run comes back from safetensors bit by bit. Random weights, no training and no data. Ten seconds a row on 2 cores.
+model's over `SHAPES`, relative to the largest logit, on the device that this runs on; ONNX of one size, which is written where onnxruntime
+agrees with JAX, and its bytes with weights; and whether the run comes back from safetensors bit by bit. Random weights, no training and no
+data. Half a minute a row on 2 cores.
 """
 
 import functools
@@ -23,7 +24,8 @@ from jaxseg.config import load_get_config
 from jaxseg.data.listing import DataInfo
 from jaxseg.embed import Loaded, loaded
 from jaxseg.errors import InputError
-from jaxseg.export import from_safetensors, to_safetensors, to_stablehlo
+from jaxseg.export import OPEN, from_safetensors, to_safetensors, to_stablehlo
+from jaxseg.export_onnx import to_onnx
 from jaxseg.models import MODELS, UNet
 from jaxseg.pictures import default_colours
 from jaxseg.progress import progress
@@ -32,11 +34,11 @@ from jaxseg.upsample import UPSAMPLERS
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cells_models.py"
 CLASSES, CHANNELS = 3, 1
-SHAPES = ((1, 1, 1), (2, 1, 2), (3, 2, 1), (1, 3, 2), (5, 1, 1))
-"""Batch, height and width, these in multiples of the program's step of 16 pixels or more."""
-SIDE = {"deconvnet": 224}
-"""Pixels of the image where the program needs a number; 64 elsewhere."""
-HEAD = "| model | StableHLO: image | bytes | largest difference | safetensors |\n| --- | --- | --: | --: | --- |"
+SHAPES = ((1, 0, 0), (2, 1, 2))
+"""Batch, and by how many of the program's steps height and width are above the least."""
+LARGE = ("deconvnet", "unet, unpadded")
+"""What needs more than 64 x 64 pixels."""
+HEAD = "| model | StableHLO: image | bytes | difference | ONNX: bytes | safetensors |\n| --- | --- | --: | --: | --: | --- |"
 
 
 def main(out: Annotated[Path, tyro.conf.arg(metavar="FILE.md")], only: tuple[str, ...] = ()) -> None:
@@ -54,33 +56,30 @@ def main(out: Annotated[Path, tyro.conf.arg(metavar="FILE.md")], only: tuple[str
     unknown = [name for name in only if name not in networks]
     if unknown:
         raise InputError(f"--only: got {', '.join(unknown)}; there are {'; '.join(networks)}.")
-    rows = []
+    title = "# What exports where\n\n`python benchmarks/export_table.py --out FILE.md`, which says what the columns are."
+    lines = [title, f"{jax.devices()[0].platform}, jax {jax.__version__}, random weights.\n", HEAD]
     with progress("exporting", len(only or networks)) as advance:
         for name in only or networks:
             advance(1, note=name)
-            rows.append(row(name, networks[name]()))
-    device = jax.devices()[0]
-    lines = [f"{device.platform} ({device.device_kind}), jax {jax.__version__}", "", HEAD, *rows]
-    out.write_text("\n".join(lines) + "\n")
+            lines.append(row(name, networks[name]()))
+            out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 def row(name: str, network: nn.Module) -> str:
     """A line of the table."""
-    side = SIDE.get(name, 64)
+    side = 224 if name in LARGE else 64
     run = random_run(network, side)
     model = loaded(run)
-    try:
-        exported = to_stablehlo(model, inside=False)
-        step = next(k for k in (1 << i for i in range(10)) if str(exported.in_avals[-1].shape[1]) in ("h", f"{k}*h"))
-        unit = 17 if step == 1 else max(step, 16)  # odd sides where they are open
-        shapes = [(n, h * unit, w * unit) for n, h, w in SHAPES]
-    except InputError:
-        exported = to_stablehlo(model, inside=False, size=(side, side))
-        shapes = [(n, side, side) for n, *_ in SHAPES]
-    worst = max(difference(model, exported, shape) for shape in shapes)
+    exported = to_stablehlo(model, inside=False)
     image = ", ".join(map(str, exported.in_avals[-1].shape))
-    return f"| {name} | [{image}] | {len(exported.mlir_module_serialized):,} | {worst:.1e} | {safetensors(run)} |"
+    step, least = next((s, n) for s, n in OPEN if image.split(", ")[1] == str(jax.export.symbolic_shape(f"{s}*h + {n - s}")[0]))
+    worst = max(difference(model, exported, (n, least + h * step, least + w * step)) for n, h, w in SHAPES)
+    try:
+        onnx = f"{len(to_onnx(model, size=(side, side))):,}"
+    except InputError as error:
+        onnx = str(error)
+    return f"| {name} | [{image}] | {len(exported.mlir_module_serialized):,} | {worst:.1e} | {onnx} | {safetensors(run)} |"
 
 
 def random_run(network: nn.Module, side: int) -> Run:

@@ -30,12 +30,15 @@ class Checkpoints:
         self.folder, self.metric, self._read_only = folder, metric, read_only
         best = _policies.BestN(get_metric_fn=lambda m: m[metric], n=1, keep_checkpoints_without_metrics=False)
         checkpointer: Any = ocp.training.Checkpointer  # its annotations refuse what its documentation passes
-        self._orbax = checkpointer(
-            folder.absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(2), best]),
-            cleanup_tmp_directories=not read_only,
-        )
+        try:
+            self._orbax = checkpointer(
+                folder.absolute(),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(2), best]),
+                cleanup_tmp_directories=not read_only,
+            )
+        except Exception as error:  # Orbax reads the metrics of all at once, and raises what their reader did
+            raise InputError(f"{folder}: metrics are unreadable ({_first_line(error)}). Remove the folder of the damaged one.") from error
 
     def save(self, state: Any, metrics: dict[str, float] | None = None) -> None:
         """Write the state under its step, unless that step is there."""

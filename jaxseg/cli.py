@@ -18,7 +18,9 @@ jaxseg: image segmentation for JAX.
   jaxseg train CONFIG.py [--option value ...] --workdir DIR      train; the same command goes on after an interruption
   jaxseg evaluate WORKDIR [--split S]                            score a trained model on a split
   jaxseg predict WORKDIR FILE_OR_FOLDER... --out DIR             segment images
-  jaxseg export RUN --format stablehlo|safetensors --out FILE    a trained model for programs without jaxseg
+  jaxseg segment METHOD FILE_OR_FOLDER... --out DIR              segment images without training: clusters, superpixels, regions
+  jaxseg heatmaps WORKDIR FILE_OR_FOLDER... --out DIR            what the network sees: heat maps, receptive fields, a page to click on
+  jaxseg export RUN --format FORMAT --out FILE                   a trained model for programs without jaxseg
   jaxseg weights list|import|export ...                          other people's weights: see layouts, take a file, give a run
   jaxseg models [NAME...]                                        the models: paper, parameters, FLOPs, stride, receptive field
   jaxseg benchmark upsampling --out DIR                          what each upsampling method and operator costs on this machine
@@ -69,6 +71,8 @@ COMMANDS = {  # where each is; a `main` reads its words itself, the others are f
     "train": ("train", "main"),
     "evaluate": ("evaluate", "evaluate"),
     "predict": ("predict", "predict"),
+    "segment": ("segment", "main"),
+    "heatmaps": ("heatmaps.command", "heatmaps"),
     "export": ("export", "export"),
     "weights": ("weights.commands", "main"),
     "models": ("model_table", "models"),

@@ -16,6 +16,7 @@ import optax
 from jaxseg import losses
 from jaxseg.data.listing import Record
 from jaxseg.errors import InputError
+from jaxseg.instances.routes import find_route
 from jaxseg.upsample import UPSAMPLERS
 
 UpsampleName = Literal[
@@ -44,13 +45,16 @@ class Config:
       steps: optimizer steps.
       batch_size: images a step, over all devices.
       size: height and width of the training crops, in pixels after `resize`.
-      loss: of `jaxseg.losses`.
+      loss: of `jaxseg.losses`; not used with `instances`, whose route has its own.
+      instances: a route of `jaxseg.instances.routes.ROUTES`: the model learns to separate objects; None: classes of pixels.
       augment: functions of `jaxseg.data.augment`, applied in order.
       start: `start(model, variables)` gives the weights to begin with in place of fresh `variables`, e.g. of `jaxseg.weights.start`.
       mean_std: mean and standard deviation of each channel, 0..1, by which images are standardised, as the starting weights need them;
         None measures the training images.
       resize: factor by which images are resampled before training and prediction; results are brought back.
       weight_map: weight of each pixel of a record, e.g. `jaxseg.weight_map.border_weight_map`.
+      accumulate: parts in which a step takes its batch, for large ones; `train_state.train_step` says what changes.
+      remat: compute the activations of blocks again in the backward pass instead of keeping them.
       ema_decay: of the averaged weights that are evaluated; 0 evaluates the last weights.
       eval_split: evaluated every `eval_every` steps to choose the best checkpoint; None keeps the last.
       test_split: what the report shows.
@@ -63,11 +67,14 @@ class Config:
     batch_size: int
     size: tuple[int, int]
     loss: Callable[..., Any] = losses.cross_entropy
+    instances: str | None = None
     augment: tuple[Callable[..., Any], ...] = ()
     start: Callable[[nn.Module, Any], Any] | None = None
     mean_std: tuple[Sequence[float], Sequence[float]] | None = None
     resize: float = 1.0
     weight_map: Callable[[Record], np.ndarray] | None = None
+    accumulate: int = 1
+    remat: bool = False
     ema_decay: float = 0.0
     eval_split: str | None = "val"
     test_split: str = "test"
@@ -77,7 +84,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "save_every", "log_every"):
+        for name in ("steps", "batch_size", "accumulate", "eval_every", "save_every", "log_every"):
             if not 1 <= getattr(self, name) < 2**31:
                 raise InputError(f"{name}: got {getattr(self, name)}; required from 1 to {2**31 - 1}.")
         if not 0 <= self.seed < 2**31:
@@ -86,6 +93,8 @@ class Config:
             raise InputError(f"size: got {self.size}; required at least 1 x 1 pixels.")
         if not 0 < self.resize <= 4:
             raise InputError(f"resize: got {self.resize}; required a factor above 0 and at most 4.")
+        if self.instances is not None:
+            find_route(self.instances)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay: got {self.ema_decay}; required from 0 (off) to less than 1.")
 

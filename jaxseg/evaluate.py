@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,9 +22,12 @@ from rich.table import Table
 from jaxseg import metrics, parallel
 from jaxseg.data import Dataset, cells, open_dataset, to_float
 from jaxseg.data.listing import Record
+from jaxseg.data.pipeline import IGNORED
 from jaxseg.em_metrics import em_scores
 from jaxseg.errors import InputError
 from jaxseg.inference.whole import Predict
+from jaxseg.instances import matching
+from jaxseg.instances.routes import Route
 from jaxseg.progress import progress
 from jaxseg.run_folder import Run, load_run
 from jaxseg.train_state import eval_step
@@ -49,7 +53,17 @@ def predictions(
 
     A short batch is filled up with copies that are left out of the result, so each size compiles once and nothing is dropped.
     """
-    step, sharded, whole = _program(predict)
+    for record, (matrix, logits) in _whole_images(eval_step, predict, variables, records, batch_size, title):
+        matrix = matrix.astype(np.int64)
+        miou = metrics.scores(matrix)["miou"] if matrix.sum() else float("nan")
+        yield matrix, Prediction(record, record["label"].astype(np.int32), logits, miou)
+
+
+def _whole_images(
+    function: Callable[..., Any], predict: Predict, variables: Any, records: Sequence[Record], batch_size: int, title: str
+) -> Iterator[tuple[Record, Any]]:
+    """(record, its part of what `function` gives for its batch) of every record in order."""
+    step, sharded, whole = _program(function, predict)
     variables = jax.device_put(variables, whole)
     devices = len(jax.devices())
     batch_size = -(-batch_size // devices) * devices
@@ -59,20 +73,19 @@ def predictions(
                 fill = batch_size - len(chunk)
                 image = np.stack([to_float(r["image"]) for r in chunk + chunk[:1] * fill])
                 label = np.stack([r["label"].astype(np.int32) for r in chunk + chunk[:1] * fill])
-                matrices, logits = jax.device_get(step(variables, jax.device_put({"image": image, "label": label}, sharded)))
+                results = jax.device_get(step(variables, jax.device_put({"image": image, "label": label}, sharded)))
                 for i, record in enumerate(chunk):
-                    matrix = matrices[i].astype(np.int64)
-                    yield matrix, Prediction(record, label[i], logits[i], metrics.scores(matrix)["miou"] if matrix.sum() else float("nan"))
+                    yield record, jax.tree.map(operator.itemgetter(i), results)
                     advance(1)
 
 
 @functools.lru_cache(maxsize=4)
-def _program(predict: Predict) -> tuple[Callable[..., Any], jax.sharding.Sharding, jax.sharding.Sharding]:
-    """The compiled eval_step, and the shardings of its batch and of its variables: kept, for training evaluates many times."""
+def _program(function: Any, predict: Predict) -> tuple[Callable[..., Any], jax.sharding.Sharding, jax.sharding.Sharding]:
+    """The compiled function, and the shardings of its batch and of its variables: kept, for training evaluates many times."""
     mesh = parallel.data_mesh()
     sharded, whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(parallel.AXIS)), parallel.replicated(mesh)
-    step = functools.partial(eval_step, predict=predict)
-    return jax.jit(step, in_shardings=(whole, sharded), out_shardings=(whole, whole)), sharded, whole
+    step = functools.partial(function, predict=predict)
+    return jax.jit(step, in_shardings=(whole, sharded), out_shardings=whole), sharded, whole
 
 
 def evaluate_split(
@@ -93,6 +106,44 @@ def evaluate_split(
     if inside:
         scores |= em_scores(inside, labels)
     return scores, total
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectPrediction:
+    """One image of the split, the objects that the model separated in it, and how they match the true ones."""
+
+    record: Record
+    prediction: Int[np.ndarray, "h w"]
+    matching: matching.Matching
+
+
+def evaluate_objects(
+    predict: Predict,
+    variables: Any,
+    dataset: Dataset,
+    split: str,
+    route: Route,
+    *,
+    thresholds: Sequence[float] = matching.THRESHOLDS,
+    see: Callable[[ObjectPrediction], None] | None = None,
+) -> dict[str, Any]:
+    """The scores of `jaxseg.instances.matching` over a split; `see` is shown every image with its objects."""
+    matchings = []
+    for record, logits in _whole_images(_logits, predict, variables, dataset.split(split), 1, f"evaluating {split}"):
+        prediction = route.decode(logits)
+        matchings.append(matching.match(true_objects(record), prediction, thresholds))
+        if see is not None:
+            see(ObjectPrediction(record, prediction, matchings[-1]))
+    return matching.scores(matchings)
+
+
+def true_objects(record: Record) -> Int[np.ndarray, "h w"]:
+    """The instance map of a record, -1 where its label is ignored."""
+    return np.where(record["label"] == IGNORED, -1, record["instances"]).astype(np.int32)
+
+
+def _logits(variables: Any, batch: Any, *, predict: Predict) -> Any:
+    return predict(variables, batch["image"])
 
 
 def baseline_scores(dataset: Dataset, split: str) -> dict[str, float]:
@@ -130,9 +181,15 @@ def evaluate(
         raise error if data_dir else InputError(f"{error}; or say with --data-dir where the data set is now") from error
     check_same_kind(run, dataset, str(split or run.description["splits"]["test"]))
     split = str(split or run.description["splits"]["test"])
+    title = f"{workdir}, step {run.step}, on {split} of {dataset.info.name} ({dataset.splits[split]} images)"
+    if run.route is not None:
+        scores = evaluate_objects(run.predict, run.variables, dataset, split, run.route)
+        print_object_scores(title, scores)
+        line = {k: matching.finite(v) for k, v in scores.items()} | {"step": run.step, "split": split, "images": dataset.splits[split]}
+        print(json.dumps(line), flush=True)
+        return 0
     scores, confusion = evaluate_split(run.predict, run.variables, dataset, split)
     baselines = baseline_scores(dataset, split)
-    title = f"{workdir}, step {run.step}, on {split} of {dataset.info.name} ({dataset.splits[split]} images)"
     print_scores(title, scores, confusion, baselines)
     line = metrics.scores(confusion, dataset.info.class_names, json_safe=True)
     line |= {k: v for k, v in scores.items() if k not in line}
@@ -142,8 +199,13 @@ def evaluate(
 
 
 def check_same_kind(run: Run, dataset: Dataset, split: str) -> None:
-    """Raises InputError where a model cannot be used on a data set: other classes, channels or type of pixels."""
+    """Raises InputError where a model cannot be used on a data set: other classes, channels or type of pixels, no objects."""
     info = dataset.info
+    if run.route is not None and "instances" not in dataset.split(split)[0]:
+        raise InputError(
+            f"--data {info.name}: has no instance maps; the model separates objects (route {run.route.name}). "
+            "Choose a data set with instances."
+        )
     if (info.class_names, info.channels) != (run.info.class_names, run.info.channels):
         raise InputError(
             f"--data {info.name}: has {info.channels} channels and classes {', '.join(info.class_names)}; the model was trained on "
@@ -177,6 +239,26 @@ def print_scores(title: str, scores: dict[str, Any], confusion: np.ndarray, base
             console.print(f"{name}: {_number(value)}")
     for name, value in baselines.items():
         console.print(f"mean IoU of {name}, without training: {value:.4f}  (the model: {scores['miou']:.4f})")
+
+
+def print_object_scores(title: str, scores: dict[str, Any]) -> None:
+    """A table of the thresholds, and the scores of the whole set, on standard output."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    table = Table(title=escape(title))
+    for column in ("IoU above", "AP", "found", "missed", "extra"):
+        table.add_column(column, justify="right")
+    for threshold, ap, found in zip(scores["thresholds"], scores["ap"], scores["matches"], strict=True):
+        counts = found, scores["objects"] - found, scores["predicted"] - found
+        table.add_row(f"{threshold:.2f}", _number(ap), *[f"{count:,}" for count in counts])
+    table.add_section()
+    table.add_row("mean", _number(scores["mean_ap"]))
+    console.print(table)
+    console.print(f"panoptic quality {_number(scores['pq'])} = {_number(scores['sq'])} (mean IoU found) x {_number(scores['rq'])} (found)")
+    console.print(f"mean over the images of AP above 0.50: {_number(scores['image_ap50'])}")
+    console.print(
+        f"objects: {scores['objects']:,}, predicted {scores['predicted']:,}; "
+        f"an image's count is wrong by {scores['count_error']:.2f} (mean), by {scores['count_bias']:+.2f} with its sign"
+    )
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""`jaxseg export`: a trained model for programs without jaxseg, as StableHLO, or as one safetensors file that describes itself."""
+"""`jaxseg export`: a trained model for programs without jaxseg: as StableHLO, as ONNX, or as a safetensors file that describes itself."""
 
 import contextlib
 import json
@@ -18,14 +18,17 @@ from safetensors.numpy import save_file
 from jaxseg.checkpoint import digest, same_tree
 from jaxseg.embed import Loaded, loaded
 from jaxseg.errors import InputError
+from jaxseg.export_onnx import to_onnx
 from jaxseg.model_json import info_to_json, model_to_json
 from jaxseg.run_folder import Run, described, load_run
 from jaxseg.weights.files import LIMIT
 
-FORMATS = ("stablehlo", "safetensors")
+FORMATS = ("stablehlo", "onnx", "safetensors")
 PLATFORMS = ("cpu", "cuda", "tpu")
 STEPS = (1, 2, 4, 8, 16, 32, 64)
-"""Height and width are left open as multiples of the first of these for which the model's program needs no number."""
+LEAST = 224
+OPEN = (*((step, step) for step in STEPS), *((step, LEAST) for step in STEPS))
+"""(step, least): height and width are left open as least, least + step, ... pixels of the first pair with which the model can be traced."""
 KEY = "jaxseg"
 """Of the safetensors header's metadata: the model as JSON."""
 _HEADER = 1 << 22  # bytes of the largest safetensors header that is read
@@ -34,22 +37,23 @@ _PARTS = {"model": dict, "data": dict, "preprocess": dict, "example_size": list,
 
 def export(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-    format: Annotated[str, tyro.conf.arg(metavar="stablehlo|safetensors")],
+    format: Annotated[str, tyro.conf.arg(metavar="stablehlo|onnx|safetensors")],
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W")] = None,
     labels: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     weights: Annotated[str, tyro.conf.arg(metavar="inside|apart")] = "inside",
 ) -> int:
-    """Write a trained model for other programs: StableHLO that JAX runs without jaxseg, or its weights with what describes them.
+    """Write a trained model for other programs: StableHLO that JAX runs without jaxseg, ONNX, or its weights with what describes them.
 
     For example: `jaxseg export runs/cells --format stablehlo --out cells.stablehlo`, and in a program with nothing but JAX
     `jax.export.deserialize(bytearray(Path("cells.stablehlo").read_bytes())).call(image)`
 
     Args:
       run: a run folder.
-      format: stablehlo for cpu, cuda and tpu, of any batch, the preprocessing inside; safetensors for `jaxseg.export.from_safetensors`.
+      format: stablehlo for cpu, cuda and tpu, of any batch, the preprocessing inside; onnx likewise, of one --size, written only if
+        onnxruntime computes what JAX does; safetensors for `jaxseg.export.from_safetensors`.
       out: the file to write; one that exists is refused.
-      size: height and width of the images, for models whose program needs them; by default both are left open.
+      size: height and width of the images, for models whose program needs them; by default both are left open. ONNX needs them.
       labels: give class numbers, int32 [N, H, W], not logits.
       weights: apart writes them to FILE.safetensors, and the program takes them as its first argument.
     """
@@ -58,8 +62,12 @@ def export(
         raise InputError(f"--format: got {format!r}; required one of {', '.join(FORMATS)}.")
     if weights not in ("inside", "apart"):
         raise InputError(f"--weights: got {weights!r}; required inside or apart.")
-    if format != "stablehlo" and (size or labels or weights == "apart"):
-        raise InputError("--size, --labels, --weights: are of --format stablehlo alone. Leave them out.")
+    if format == "safetensors" and (size or labels):
+        raise InputError("--size, --labels: are not of --format safetensors. Leave them out.")
+    if format != "stablehlo" and weights == "apart":
+        raise InputError("--weights apart: is of --format stablehlo alone. Leave it out.")
+    if format == "onnx" and size is None:
+        raise InputError("--format onnx: got no size; required is --size H W, such as --size 256 256.")
     if size and not all(1 <= side <= 65536 for side in size):
         raise InputError(f"--size: got {size[0]} {size[1]}; required are two numbers from 1 to 65536, such as 256 256.")
     beside = out.with_name(f"{out.name}.safetensors")
@@ -68,6 +76,10 @@ def export(
         if format == "safetensors":
             to_safetensors(trained, parts[0])
             print(f"{len(jax.tree.leaves(trained.variables))} arrays and their description: {out}")
+            return 0
+        if format == "onnx" and size is not None:
+            parts[0].write_bytes(to_onnx(loaded(trained), size=size, labels=labels))
+            print(f"image float32 [b, {size[0]}, {size[1]}, {trained.info.channels}] in 0..1 -> {'labels' if labels else 'logits'}: {out}")
             return 0
         exported = to_stablehlo(loaded(trained), size=size, labels=labels, inside=weights == "inside")
         parts[0].write_bytes(_serialized(exported))
@@ -81,7 +93,7 @@ def export(
 def to_stablehlo(model: Loaded, *, size: tuple[int, int] | None = None, labels: bool = False, inside: bool = True) -> jax.export.Exported:
     """The model as one program for `PLATFORMS`: image float32 [b, h, w, C] in 0..1 -> logits [b, h, w, K].
 
-    The batch is open. So are height and width, as multiples of as little as the model allows, unless `size` gives them. With the batch
+    The batch is open. So are height and width, in steps as small as the model allows (`OPEN`), unless `size` gives them. With the batch
     open, wide convolutions take no Winograd form, which is chosen for CPUs by sizes: the program is the same for all platforms.
 
     Args:
@@ -105,9 +117,9 @@ def to_stablehlo(model: Loaded, *, size: tuple[int, int] | None = None, labels: 
     if size is not None:
         return _export(function, fixed, f"b, {size[0]}, {size[1]}, {meta.channels}")
     refused: Exception | None = None
-    for step in STEPS:
+    for step, least in OPEN:
         try:
-            return _export(function, fixed, f"b, {step}*h, {step}*w, {meta.channels}")
+            return _export(function, fixed, f"b, {step}*h + {least - step}, {step}*w + {least - step}, {meta.channels}")
         except Exception as error:  # whatever a model says to a symbol where it needs a number
             refused = error
     name = type(meta.model).__name__

@@ -18,6 +18,8 @@ from jaxseg.upsample import UPSAMPLERS
 MIN_STD = 1e-6
 _CLASSES: dict[str, dict[str, Any]] = {"upsample": UPSAMPLERS, "encoder": ENCODERS}
 """Fields of a model that may hold a class or a partial, and those known."""
+_TRAINING = frozenset({"axis_name", "remat"})
+"""Fields that the training sets: trained weights do not depend on them."""
 _COUNT = 1 << 16  # largest whole number in a description: channels, classes, pixels
 
 
@@ -31,7 +33,7 @@ def model_to_json(model: nn.Module) -> dict[str, Any]:
     names: dict[Any, str] = {cls: name for name, cls in MODELS.items()}
     if type(model) not in names:
         raise InputError(f"{type(model).__name__}: not in jaxseg.models.MODELS, so a run folder cannot describe it. Add it there.")
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name", "axis_name")}
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name", *_TRAINING)}
     for field, known in _CLASSES.items():
         if callable(fields.get(field)):
             fields[field] = _class_to_json(field, fields[field], known)
@@ -140,7 +142,7 @@ def _named(description: Any, known: dict[str, Any]) -> tuple[Any, dict[str, Any]
     if cls is None:
         raise InputError(f"unknown {str(description['name'])[:80]!r}; known are {', '.join(known)}.")
     ours = (
-        {"features"} if known is UPSAMPLERS else {"axis_name", "dtype"} if known is ENCODERS else {"axis_name"}
+        {"features"} if known is UPSAMPLERS else {"dtype", *_TRAINING} if known is ENCODERS else {*_TRAINING}
     )  # what the model, or the script, gives itself
     allowed = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"} - ours
     unknown = set(description["fields"]) - allowed

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Integer, Num, UInt8
+from jaxtyping import Bool, Float, Integer, Num, UInt8
 from PIL import Image
 
 from jaxseg.errors import InputError
@@ -17,6 +17,7 @@ Colours = Sequence[tuple[int, int, int]]
 _OKABE_ITO = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _IGNORED = np.array([128, 128, 128], np.uint8)
 _WRONG = np.array([224, 32, 32], np.uint8)
+_MISSED, _EXTRA = np.array([0, 114, 178]), np.array([230, 159, 0])
 
 
 def default_colours(num_classes: int) -> tuple[tuple[int, int, int], ...]:
@@ -98,6 +99,42 @@ def error_map(
     return np.where((label == ignore_index)[..., None], _hatch(label.shape), wrong)
 
 
+def outlines(image: Num[np.ndarray, "h w c"], instances: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with every object of a label map outlined, one pixel wide, inside the object, in a colour that its number gives."""
+    rgb, instances = to_rgb(image).copy(), _same_size("outlines", np.asarray(image), instances)
+    edge = outline(instances)
+    rgb[edge] = np.array(default_colours(20)[1:], np.uint8)[instances[edge] % 19]
+    return rgb
+
+
+def match_map(
+    image: Num[np.ndarray, "h w c"],
+    truth: Integer[np.ndarray, "h w"],
+    prediction: Integer[np.ndarray, "h w"],
+    missed: Integer[np.ndarray, "n"],
+    extra: Integer[np.ndarray, "m"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Objects that match are the image with white outlines, the missed ones of `truth` blue, the extra ones of `prediction` orange."""
+    grey = (to_rgb(image).astype(np.float32).mean(-1, keepdims=True) * 0.5 + 16).repeat(3, -1)
+    prediction = _same_size("match_map", np.asarray(image), prediction)
+    grey[outline(prediction)] = 255
+    for label, wrong, colour in ((truth, missed, _MISSED), (prediction, extra, _EXTRA)):
+        inside = np.isin(_same_size("match_map", np.asarray(image), label), wrong)
+        grey[inside] = 0.5 * grey[inside] + 0.5 * colour
+        grey[outline(label) & inside] = colour
+    return grey.astype(np.uint8)
+
+
+def outline(instances: Integer[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Pixels of an object beside (4-connected) another number: its outermost pixels, save where the image ends."""
+    edge = np.zeros(instances.shape, bool)
+    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differs = instances[a] != instances[b]
+        edge[a] |= differs
+        edge[b] |= differs
+    return edge & (instances > 0)
+
+
 def shrink(rgb: UInt8[np.ndarray, "h w 3"], width: int, *, nearest: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """At most `width` pixels wide and twice as tall, proportions kept; `nearest` for class colours. Smaller pictures stay as they are."""
     factor = min(width / rgb.shape[1], 2 * width / rgb.shape[0])
@@ -132,6 +169,16 @@ def write_index_png(path: str | Path, label: Integer[np.ndarray, "h w"], colours
     picture.putpalette(palette.tobytes())
     # bits=8: Pillow would pack few classes into 1, 2 or 4 bits, which not every reader unpacks.
     picture.save(path, "PNG", optimize=True, bits=8)
+
+
+def write_label_map(path: str | Path, instances: Integer[np.ndarray, "h w"]) -> None:
+    """A label map, 0 background and 1..65535 objects, as a PNG of 16-bit grey, however few objects there are."""
+    instances = _label("write_label_map", instances)
+    if instances.size and (instances.min() < 0 or instances.max() > 65535):
+        raise InputError(
+            f"write_label_map: {path}: numbers must be in 0..65535, got {instances.min()}..{instances.max()}; cut the image into parts"
+        )
+    Image.fromarray(instances.astype(np.uint16)).save(path, "PNG", optimize=True)
 
 
 def _label(who: str, label: np.ndarray) -> np.ndarray:

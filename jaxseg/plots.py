@@ -16,15 +16,17 @@ from matplotlib.figure import Figure
 _GREY = "#7d838c"
 
 
-def curves(history: Sequence[Mapping[str, Any]]) -> tuple[bytes, str] | None:
-    """Training loss and validation mean IoU over the step, from rows of metrics.jsonl; None where there are neither."""
-    loss, miou = _series(history, "loss"), _series(history, "val_miou")
-    if not loss and not miou:
+def curves(
+    history: Sequence[Mapping[str, Any]], metric: str = "val_miou", metric_name: str = "validation mean IoU"
+) -> tuple[bytes, str] | None:
+    """Training loss and a validation metric over the step, from rows of metrics.jsonl; None where there are neither."""
+    loss, scores = _series(history, "loss"), _series(history, metric)
+    if not loss and not scores:
         return None
     figure = Figure(figsize=(9, 3), layout="constrained", dpi=130)
     said = []
     for axes, values, name, colour in zip(
-        figure.subplots(1, 2), (loss, miou), ("training loss", "validation mean IoU"), ("#d55e00", "#3b8fd0"), strict=True
+        figure.subplots(1, 2), (loss, scores), ("training loss", metric_name), ("#d55e00", "#3b8fd0"), strict=True
     ):
         _grey(axes)
         axes.set_title(name, color=_GREY, fontsize=10)

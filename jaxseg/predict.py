@@ -1,21 +1,37 @@
-"""`jaxseg predict`: label images, overlays and probabilities of anyone's pictures."""
+"""`jaxseg predict`: label images, overlays and probabilities of anyone's pictures, and label maps of images larger than memory."""
 
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Float
 
+from jaxseg.checkpoint import digest
 from jaxseg.data import images, to_float
 from jaxseg.errors import InputError
 from jaxseg.evaluate import check_dtype
-from jaxseg.pictures import overlay, png_bytes, write_index_png
+from jaxseg.inference.augmented import augmented
+from jaxseg.inference.dense import Method
+from jaxseg.inference.dense import dense as dense_predict
+from jaxseg.inference.region_files import LARGE, is_region_file, is_zarr, open_regions
+from jaxseg.inference.region_prediction import file_identity, predict_regions
+from jaxseg.inference.tiles import Blend, Region, assembled, tiled_regions
+from jaxseg.inference.whole import Predict, standardise
+from jaxseg.pictures import outlines, overlay, png_bytes, write_index_png, write_label_map
 from jaxseg.progress import progress
 from jaxseg.run_folder import Run, load_run
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
+TILE = 512
+
+Segment = Callable[[Float[np.ndarray, "h w c"]], Float[Any, "h w k"]]
 
 
 def predict(
@@ -23,46 +39,132 @@ def predict(
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE_OR_FOLDER...")],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
     probabilities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    tile: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    blend: Blend | None = None,
+    tta: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    dense: Method | None = None,
 ) -> int:
     """Segment images: for each NAME.EXT an index PNG NAME.png of its size and a colour overlay NAME_overlay.png.
+
+    Of a run that separates objects NAME.png is a 16-bit label map, 0 background and 1.. objects, and the overlay shows their outlines.
+
+    Files of any size, TIFF of 16 million pixels or of several images, Zarr, OME-Zarr and .npy, are read and written region by region: for
+    each a label map NAME.tif (NAME.zarr of a Zarr) and NAME_overview.png. The same command goes on after an interruption.
 
     For example: `jaxseg predict runs/cells my_images/ --out predictions`
 
     Args:
       workdir: run folder of `jaxseg train`.
-      inputs: PNG, JPEG or TIFF files, or folders of them, of the channels that the model was trained on.
+      inputs: PNG, JPEG, TIFF, .npy files and Zarr folders, or folders of them, of the channels that the model was trained on.
       out: folder for the results, made when missing.
-      probabilities: also write NAME_probabilities.npy, float32 [height, width, classes].
+      probabilities: also write NAME_probabilities.npy, float32 [height, width, classes]; of pictures that are read whole.
+      tile: largest side of a tile, 512 where nothing is said. Pictures below 16 million pixels are predicted whole without it.
+      blend: weights of overlapping tiles' mean, an approximation; without it tiles are exact, which not every model allows.
+      tta: average over the eight turned and mirrored images.
+      dense: a prediction at every pixel from a coarse map, for models that enlarge one.
     """
     files = find_images(inputs)
     outputs = _outputs(files, out, probabilities)
     run = load_run(workdir)
-    step = jax.jit(lambda variables, image: run.predict(variables, image[None])[0])
+    if run.route is not None and (probabilities or tta):
+        raise InputError(
+            f"--{'probabilities' if probabilities else 'tta'}: {workdir} separates objects, and its outputs are not all probabilities of "
+            "classes, nor the same in a turned image. Leave the option out."
+        )
+    predict = _predictor(run, dense, tta)
+    regions = _tiles(run, predict, dense is None and not tta, TILE if tile is None else tile, blend)
+    segment = _segmenter(run, predict, regions, tile is not None or blend is not None)
+    options = [version("jaxseg"), digest(run.variables), run.description["model"], run.description["preprocess"], tile, blend, tta, dense]
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; required is a folder, made when missing. Give another path.")
     out.mkdir(parents=True, exist_ok=True)
     failed = []
     with progress("predicting", len(files)) as advance:
-        for file, (index, coloured, *more) in zip(files, outputs, strict=True):
+        for file, paths in zip(files, outputs, strict=True):
             advance(1, note=file.name)
             try:
-                image = _read(file, run)
+                if is_region_file(file):
+                    _predict_regions(run, regions, file, paths, options)
+                else:
+                    image = read(file, run)
+                    _write(run, image, segment(to_float(image)), paths)
             except InputError as error:
                 failed.append(str(error))
-                continue
-            logits = step(run.variables, jnp.asarray(to_float(image)))
-            label = np.asarray(jnp.argmax(logits, -1), np.int32)
-            write_index_png(index, label, run.info.colours)
-            coloured.write_bytes(png_bytes(overlay(image, label, run.info.colours)))
-            for path in more:
-                np.save(path, np.asarray(jax.nn.softmax(logits, -1)))
     print(f"{len(files) - len(failed)} images: {out}")
     if failed:
         raise InputError(f"{len(failed)} of {len(files)} images were not predicted, the others were: {'; '.join(failed[:10])}")
     return 0
 
 
-def _read(file: Path, run: Run) -> np.ndarray:
+def _predictor(run: Run, dense: Method | None, tta: bool) -> Predict:
+    """(variables, image [N,H,W,C] in 0..1) -> logits [N,H,W,K], compiled as far as that can be."""
+    predict = run.predict if dense is None else dense_predict(run.model, dense, **run.description["preprocess"])
+    if dense != "shift_and_stitch":  # which compiles the coarse net, and runs it several times
+        predict = jax.jit(predict)
+    return augmented(predict) if tta else predict
+
+
+def _tiles(run: Run, predict: Predict, exact: bool, tile: int, blend: Blend | None) -> Callable[..., Iterator[Region]]:
+    """(variables, image, skip=0) -> logits, region by region. Exact tiles see their neighbours' pixels: nothing is mirrored in them."""
+    preprocess = run.description["preprocess"]
+    if blend is not None:
+        return tiled_regions(predict, tile=tile, blend=blend)
+
+    def apply(variables: Any, image: Float[jax.Array, "n h w c"]) -> Any:
+        return run.model.apply(variables, standardise(image, preprocess["mean"], preprocess["std"]))
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise InputError(
+            f"exact tiles: this run resamples images by {preprocess['resize']}, and tiles are resampled otherwise than the whole. "
+            "Add --blend gaussian."
+            if exact
+            else "exact tiles: not with --tta or --dense, which turn or shift each tile. Add --blend gaussian."
+        )
+
+    return tiled_regions(apply, tile=tile) if exact and preprocess["resize"] == 1 else refuse
+
+
+def _segmenter(run: Run, predict: Predict, regions: Callable[..., Iterator[Region]], tiled: bool) -> Segment:
+    """Logits of one image in memory: by tiles where that is asked for or the image is large, or else whole."""
+    by_tiles = assembled(regions)
+
+    def segment(image: Float[np.ndarray, "h w c"]) -> Any:
+        if tiled or image.shape[0] * image.shape[1] >= LARGE:
+            return by_tiles(run.variables, image)
+        return predict(run.variables, jnp.asarray(image)[None])[0]
+
+    return segment
+
+
+def _write(run: Run, image: np.ndarray, logits: Any, paths: list[Path]) -> None:
+    """The results for a picture: index PNG, overlay and, where there is a third path, probabilities; of objects label map and outlines."""
+    index, coloured, *more = paths
+    if run.route is not None:
+        instances = run.route.decode(np.asarray(logits))
+        write_label_map(index, instances)
+        coloured.write_bytes(png_bytes(outlines(image, instances)))
+        return
+    label = np.asarray(jnp.argmax(logits, -1), np.int32)
+    write_index_png(index, label, run.info.colours)
+    coloured.write_bytes(png_bytes(overlay(image, label, run.info.colours)))
+    for path in more:
+        np.save(path, np.asarray(jax.nn.softmax(logits, -1)))
+
+
+def _predict_regions(run: Run, regions: Callable[..., Iterator[Region]], file: Path, paths: list[Path], options: list[Any]) -> None:
+    """The results for a file that is read region by region: label map and overview."""
+    if run.route is not None:
+        raise InputError(f"{file}: is read by regions, which separating objects cannot. Cut the image into PNG files of 16 million pixels.")
+    if len(paths) > 2:
+        raise InputError(f"{file}: --probabilities is not for files that are read by regions. Leave it out, or cut the image.")
+    labels, overview = paths
+    identity = hashlib.sha256(json.dumps([*options, file_identity(file)], default=str).encode()).hexdigest()
+    with open_regions(file, run.info.channels) as image:
+        check_dtype(str(file), image, run)  # type: ignore[arg-type]
+        predict_regions(regions, run.variables, image, labels, overview, colours=run.info.colours, identity=identity)
+
+
+def read(file: Path, run: Run) -> np.ndarray:
     """The image in the channels and the type of the training; a grey picture saved as RGB is grey."""
     image = images.read_image(file)
     if run.info.channels == 1 and image.shape[-1] == 3 and (image == image[..., :1]).all():
@@ -83,12 +185,12 @@ def find_images(inputs: tuple[Path, ...]) -> list[Path]:
         raise InputError("predict: no input; give at least one image file or folder of PNG, JPEG or TIFF images.")
     files = []
     for path in inputs:
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        if path.is_dir() and not is_zarr(path):
+            found = sorted(p for p in path.iterdir() if (p.suffix.lower() in SUFFIXES or is_zarr(p)) and not p.name.startswith("."))
             if not found:
-                raise InputError(f"{path}: no images in this folder; PNG, JPEG or TIFF files are required. Give another folder, or files.")
+                raise InputError(f"{path}: no images in this folder; PNG, JPEG or TIFF files, .npy or Zarr are required. Give others.")
             files += found
-        elif path.is_file():
+        elif path.exists():
             files.append(path)
         else:
             raise InputError(f"{path}: no such file or folder. Check the path.")
@@ -101,13 +203,14 @@ def _outputs(files: list[Path], out: Path, probabilities: bool) -> list[list[Pat
     Raises:
       InputError: two files would write the same path, or the results would lie among the images.
     """
-    suffixes = [".png", "_overlay.png"] + ["_probabilities.npy"] * probabilities
     owners: dict[Path, Path] = {}
     outputs = []
     for file in files:
         if file.resolve().parent == out.resolve():
             raise InputError(f"--out {out}: is the folder of {file.name}, whose neighbours could be written over. Choose another folder.")
-        outputs.append([out / f"{file.stem}{suffix}" for suffix in suffixes])
+        large = (".zarr" if file.is_dir() else ".tif", "_overview.png")
+        suffixes = [*(large if is_region_file(file) else (".png", "_overlay.png")), *["_probabilities.npy"] * probabilities]
+        outputs.append([out / f"{file.stem.removesuffix('.ome')}{suffix}" for suffix in suffixes])
         for path in outputs[-1]:
             other = owners.setdefault(path, file)
             if other is not file:

@@ -7,7 +7,7 @@ convolution over its window. So weights, activations and zeros do not matter, an
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -61,39 +61,60 @@ def receptive_field(apply: Callable[[Float[Array, "n h w c"]], Float[Array, "n h
     (ReceptiveField(size=3, stride=1, offset=0), ReceptiveField(size=5, stride=2, offset=0))
     """
     rows, columns = fields(apply, image_shape)
-    return _regular(*rows, image_shape[1]), _regular(*columns, image_shape[2])
+    return regular(rows, image_shape[1]), regular(columns, image_shape[2])
+
+
+Lines = tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]
+"""Of each output row (or column), the first and the last row of the image that it depends on; first > last where it depends on none."""
 
 
 def fields(
     apply: Callable[[Float[Array, "n h w c"]], Float[Array, "n h2 w2 k"]], image_shape: tuple[int, int, int, int]
-) -> tuple[tuple[Int[np.ndarray, " h2"], Int[np.ndarray, " h2"]], tuple[Int[np.ndarray, " w2"], Int[np.ndarray, " w2"]]]:
+) -> tuple[Lines, Lines]:
     """The first and the last row that each output row depends on, and the same of the columns, the border included."""
+    (found,) = fields_of_maps(lambda image: {"map": apply(image)}, image_shape).values()
+    for first, last in found:
+        if (first > last).any():
+            raise InputError(f"receptive_field: {int((first > last).sum())} of {len(first)} output lines depend on no pixel of the image.")
+    return found
+
+
+def fields_of_maps(
+    apply: Callable[[Float[Array, "n h w c"]], Mapping[str, Array]], image_shape: tuple[int, int, int, int]
+) -> dict[str, tuple[Lines, Lines]]:
+    """Those of several maps in one pass: of all layers, where `apply` is `functools.partial(heatmaps.layers(model.apply), variables)`."""
     if len(image_shape) != 4 or 0 in image_shape:
         raise InputError(f"receptive_field: got the image shape {image_shape}; required [N, H, W, C] without empty axes.")
-    closed: Any = jax.make_jaxpr(apply)(jax.ShapeDtypeStruct(image_shape, jnp.float32))
-    shapes = [v.aval.shape for v in closed.jaxpr.outvars]
-    if len(shapes) != 1 or len(shapes[0]) != 4:
-        raise InputError(f"receptive_field: `apply` gave the shapes {shapes}; required one map [N, H, W, K].")
+    traced, out = jax.make_jaxpr(apply, return_shape=True)(jax.ShapeDtypeStruct(image_shape, jnp.float32))
+    shapes = {name: value.shape for name, value in out.items()}
+    if any(len(shape) != 4 for shape in shapes.values()):
+        raise InputError(f"receptive_field: `apply` gave the shapes {list(shapes.values())}; required one map [N, H, W, K].")
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def first(pixels, axis):
-        line = jnp.expand_dims(pixels, [a for a in range(4) if a != axis])
-        least = _run(closed.jaxpr, [jnp.broadcast_to(line, image_shape)])[0]
-        return jnp.full(shapes[0][axis], jnp.inf) if least is None else least.min([a for a in range(4) if a != axis])
+    @jax.jit
+    def least(pixels: Float[Array, "h w"]) -> list[tuple[Array, Array]]:
+        """Of each map, the least number that a row and that a column sees."""
+        maps = _run(traced.jaxpr, [jnp.broadcast_to(pixels[None, :, :, None], image_shape)])
+        known = [jnp.full(v.aval.shape, jnp.inf) if m is None else m for m, v in zip(maps, traced.jaxpr.outvars, strict=True)]
+        return [(m.min((0, 2, 3)), m.min((0, 1, 3))) for m in known]
 
-    found = []
-    for axis in (1, 2):
-        pixels = jnp.arange(image_shape[axis], dtype=jnp.float32)
-        lo, hi = np.asarray(first(pixels, axis)), -np.asarray(first(-pixels, axis))
-        if not np.isfinite(lo).all():
-            raise InputError(f"receptive_field: {int((~np.isfinite(lo)).sum())} of {len(lo)} output lines depend on no pixel of the image.")
-        found.append((lo.astype(int), hi.astype(int)))
-    return found[0], found[1]
+    found: list[list[Lines]] = [[] for _ in shapes]
+    for axis, side in enumerate(image_shape[1:3]):
+        pixels = jnp.indices(image_shape[1:3], jnp.float32)[axis]
+        for lines, low, high in zip(found, least(pixels), least(-pixels), strict=True):
+            first, last = (np.nan_to_num(np.asarray(a[axis]), posinf=nothing) for a, nothing in ((low, side), (high, 1)))
+            lines.append((first.astype(int), -last.astype(int)))
+    return {name: (lines[0], lines[1]) for name, lines in zip(shapes, found, strict=True)}
 
 
-def _regular(lo: np.ndarray, hi: np.ndarray, side: int) -> ReceptiveField:
-    """Of the outputs whose field touches no border, the period after which the fields repeat, that many strides further."""
-    inside = np.flatnonzero((lo > 0) & (hi < side - 1))
+def regular(lines: Lines, side: int) -> ReceptiveField:
+    """What `fields` found along an axis of `side` pixels, in three numbers.
+
+    Raises:
+      InputError: too few outputs see no border.
+    """
+    # Of the outputs whose field touches no border, the period after which the fields repeat, that many strides further.
+    lo, hi = lines
+    inside = np.flatnonzero((lo > 0) & (lo <= hi) & (hi < side - 1))
     if len(inside):
         index = np.arange(inside[0], inside[-1] + 1)
         lo, hi = lo[index], hi[index]

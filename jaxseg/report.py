@@ -84,29 +84,34 @@ def write_report(
         raise InputError(f"write_report: lists in scores have one number a class, {k} of them, got {wrong}")
 
     sections = [
-        _section("Run", _facts(facts)),
-        _section("Scores", _tiles(numbers) + _score_table(columns, numbers, class_names, colours)),
-        _section("Baselines", _baselines(scores.get("miou"), baselines)) if baselines else "",
-        _section("Training", _plot(plots.curves(history)) or "<p>No training history was recorded.</p>"),
-        _section("Confusion matrix", _SHARES + _plot(plots.confusion_picture(confusion, class_names))),
-        _section("Test images", _legend(class_names, colours) + _panels(panels, colours)) if panels else "",
+        section("Run", facts_table(facts)),
+        section("Scores", tiles(numbers) + _score_table(columns, numbers, class_names, colours)),
+        section("Baselines", _baselines(scores.get("miou"), baselines)) if baselines else "",
+        section("Training", plot(plots.curves(history)) or "<p>No training history was recorded.</p>"),
+        section("Confusion matrix", _SHARES + plot(plots.confusion_picture(confusion, class_names))),
+        section("Test images", _legend(class_names, colours) + _panels(panels, colours)) if panels else "",
     ]
+    write_page(path, title, sections)
+
+
+def write_page(path: str | Path, title: str, sections: Sequence[str]) -> None:
+    """The page of the sections that are not empty."""
     page = _PAGE.format(style=_STYLE, title=html.escape(title), body="\n".join(filter(None, sections)))
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>\n{body}</section>"
 
 
-def _facts(facts: Mapping[str, str]) -> str:
+def facts_table(facts: Mapping[str, str]) -> str:
     rows = "".join(
         f"<tr><th scope=row>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items()
     )
     return f"<div class=scroll><table class=facts>{rows}</table></div>" if rows else "<p>No facts were recorded.</p>"
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
     if value is None or math.isnan(value):
         return "<i>absent</i>"
     return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{value:.4f}"
@@ -116,9 +121,9 @@ def _name(name: str) -> str:
     return html.escape(_TITLES.get(name, name.replace("_", " ")))
 
 
-def _tiles(numbers: Mapping[str, Any]) -> str:
-    tiles = "".join(f"<div><b>{_number(value)}</b><span>{_name(name)}</span></div>" for name, value in numbers.items())
-    return f"<div class=tiles>{tiles}</div>" if tiles else ""
+def tiles(numbers: Mapping[str, Any]) -> str:
+    shown = "".join(f"<div><b>{number(value)}</b><span>{_name(name)}</span></div>" for name, value in numbers.items())
+    return f"<div class=tiles>{shown}</div>" if shown else ""
 
 
 def _score_table(columns: Mapping[str, Sequence[Any]], numbers: Mapping[str, Any], class_names: Sequence[str], colours) -> str:
@@ -127,9 +132,9 @@ def _score_table(columns: Mapping[str, Sequence[Any]], numbers: Mapping[str, Any
     head = "".join(f"<th scope=col class=n>{_name(name)}</th>" for name in columns)
     rows = ""
     for i, (name, colour) in enumerate(zip(class_names, colours, strict=True)):
-        cells = "".join(f"<td class=n>{_number(column[i])}</td>" for column in columns.values())
+        cells = "".join(f"<td class=n>{number(column[i])}</td>" for column in columns.values())
         rows += f"<tr><th scope=row>{_swatch(colour)}{html.escape(name)}</th>{cells}</tr>"
-    means = [_number(numbers[_MEANS[name]]) if _MEANS.get(name) in numbers else "" for name in columns]
+    means = [number(numbers[_MEANS[name]]) if _MEANS.get(name) in numbers else "" for name in columns]
     foot = f"<tfoot><tr><th scope=row>mean</th>{''.join(f'<td class=n>{m}</td>' for m in means)}</tr></tfoot>" if any(means) else ""
     return f"<div class=scroll><table><thead><tr><th scope=col>class</th>{head}</tr></thead><tbody>{rows}</tbody>{foot}</table></div>"
 
@@ -140,7 +145,7 @@ def _baselines(miou: float | None, baselines: Mapping[str, float]) -> str:
         known = [x is not None and not math.isnan(x) for x in (miou, value)]
         gain = f"{miou - value:+.4f}" if all(known) and name != "this model" else ""  # pyright: ignore[reportOptionalOperand]
         bar = f'<span class=bar style="width:{max(0.0, min(1.0, float(value))) * 100:.1f}%"></span>' if known[1] else ""
-        rows += f"<tr><th scope=row>{html.escape(name)}</th><td class=n>{_number(value)}</td><td class=n>{gain}</td>"
+        rows += f"<tr><th scope=row>{html.escape(name)}</th><td class=n>{number(value)}</td><td class=n>{gain}</td>"
         rows += f"<td class=bars>{bar}</td></tr>"
     head = "<th scope=col>method</th><th scope=col class=n>mean IoU</th><th scope=col class=n>model is better by</th><th scope=col></th>"
     return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
@@ -161,24 +166,26 @@ def _panels(panels: Sequence[Panel], colours: pictures.Colours) -> str:
         if len(ranked) > 1 and i in (0, half):
             out += f"<h3>{'Best' if i == 0 else 'Worst'}</h3>"
         views = {
-            "image": _photo(pictures.to_rgb(panel.image)),
+            "image": photo(pictures.to_rgb(panel.image)),
             "label": _flat(pictures.colourise(panel.label, colours)),
             "prediction": _flat(pictures.colourise(panel.prediction, colours)),
-            "error": _photo(pictures.error_map(panel.label, panel.prediction, panel.image)),
+            "error": photo(pictures.error_map(panel.label, panel.prediction, panel.image)),
         }
-        name = html.escape(panel.name)
-        figures = "".join(
-            f"<figure>{_img(v, f'{what} of {panel.name}')}<figcaption>{what}</figcaption></figure>" for what, v in views.items()
-        )
-        out += f"<article><h4>{name} <span>mean IoU {_number(float(panel.score))}</span></h4><div class=views>{figures}</div></article>"
+        out += article(panel.name, f"mean IoU {number(float(panel.score))}", views)
     return out
 
 
-def _plot(plot: tuple[bytes, str] | None) -> str:
-    return _img(_uri("png", plot[0]), plot[1], "plot") if plot else ""
+def article(name: str, score: str, views: Mapping[str, str]) -> str:
+    """Pictures of one image side by side: `views` are their titles and data."""
+    figures = "".join(f"<figure>{_img(v, f'{what} of {name}')}<figcaption>{what}</figcaption></figure>" for what, v in views.items())
+    return f"<article><h4>{html.escape(name)} <span>{score}</span></h4><div class=views>{figures}</div></article>"
 
 
-def _photo(rgb: np.ndarray) -> str:
+def plot(drawn: tuple[bytes, str] | None) -> str:
+    return _img(_uri("png", drawn[0]), drawn[1], "plot") if drawn else ""
+
+
+def photo(rgb: np.ndarray) -> str:
     """JPEG: photographs as PNG would make the page many megabytes."""
     buffer = io.BytesIO()
     Image.fromarray(pictures.shrink(rgb, _PANEL_WIDTH)).save(buffer, "JPEG", quality=88, subsampling=0)

@@ -7,9 +7,21 @@ import jax
 import numpy as np
 
 from jaxseg.data import Dataset
-from jaxseg.evaluate import Prediction, baseline_scores, evaluate_split, print_scores
+from jaxseg.evaluate import (
+    ObjectPrediction,
+    Prediction,
+    baseline_scores,
+    evaluate_objects,
+    evaluate_split,
+    print_object_scores,
+    print_scores,
+    true_objects,
+)
+from jaxseg.instances import matching
+from jaxseg.instances.routes import Route
 from jaxseg.report import Panel, write_report
-from jaxseg.run_folder import load_run, read_metrics
+from jaxseg.report_objects import ObjectPanel, write_object_report
+from jaxseg.run_folder import Run, load_run, read_metrics
 
 PANELS = 4  # of the best, and of the worst
 
@@ -18,6 +30,9 @@ def report_run(workdir: Path, dataset: Dataset) -> None:
     """Evaluates the run on its test split, prints the scores and writes WORKDIR/report.html."""
     run = load_run(workdir)
     split = run.description["splits"]["test"]
+    if run.route is not None:
+        _report_objects(workdir, dataset, run, run.route, split)
+        return
     best: list[Panel] = []
     worst: list[Panel] = []
 
@@ -43,6 +58,31 @@ def report_run(workdir: Path, dataset: Dataset) -> None:
         baselines=baselines,
     )
     print_scores(f"{split} of {dataset.info.name}, {dataset.splits[split]} images, step {run.step}", scores, confusion, baselines)
+    print(f"report: {workdir / 'report.html'}")
+
+
+def _report_objects(workdir: Path, dataset: Dataset, run: Run, route: Route, split: str) -> None:
+    best: list[ObjectPanel] = []
+    worst: list[ObjectPanel] = []
+
+    def see(p: ObjectPrediction) -> None:
+        score = matching.scores([p.matching])["ap50"]
+        if not np.isnan(score):
+            panel = ObjectPanel(p.record["name"], p.record["image"], true_objects(p.record), p.prediction, score)
+            best[:] = sorted([*best, panel], key=lambda x: -x.score)[:PANELS]
+            worst[:] = sorted([*worst, panel], key=lambda x: x.score)[:PANELS]
+
+    scores = evaluate_objects(run.predict, run.variables, dataset, split, route, see=see)
+    history = read_metrics(workdir)
+    write_object_report(
+        workdir / "report.html",
+        title=f"Objects by {type(run.model).__name__} on {dataset.info.name}",
+        facts={"route": route.name, **_facts(run, dataset, split, history)},
+        history=history,
+        scores=scores,
+        panels=[*best, *(p for p in reversed(worst) if all(p.name != b.name for b in best))],
+    )
+    print_object_scores(f"{split} of {dataset.info.name}, {dataset.splits[split]} images, step {run.step}", scores)
     print(f"report: {workdir / 'report.html'}")
 
 

@@ -18,9 +18,11 @@ from jaxseg.checkpoint import Checkpoints
 from jaxseg.data.listing import DataInfo
 from jaxseg.errors import InputError
 from jaxseg.inference.whole import Predict, predict_whole
+from jaxseg.instances.routes import Route, find_route
 from jaxseg.model_json import check_preprocess, info_from_json, model_from_json, plain
 
 METRIC = "miou"
+OBJECT_METRIC = "ap50"
 _LIMIT = 1 << 20  # bytes of a run.json
 _PARTS = {
     "options": dict,
@@ -48,13 +50,25 @@ class Run:
     def predict(self) -> Predict:
         return functools.partial(predict_whole, self.model, **self.description["preprocess"])
 
+    @property
+    def route(self) -> Route | None:
+        """How the logits become objects; None where they are those of classes."""
+        return route(self.description)
 
-def checkpoints(workdir: Path, *, read_only: bool = False) -> Checkpoints:
-    return Checkpoints(workdir / "checkpoints", METRIC, read_only=read_only)
+
+def checkpoints(workdir: Path, *, objects: bool = False, read_only: bool = False) -> Checkpoints:
+    """The checkpoints of a run; the best one is that of the highest mIoU, or AP at IoU 0.5 of objects."""
+    return Checkpoints(workdir / "checkpoints", OBJECT_METRIC if objects else METRIC, read_only=read_only)
+
+
+def route(description: dict[str, Any]) -> Route | None:
+    """The route of a run that separates objects, else None."""
+    name = description.get("instances")
+    return None if name is None else find_route(plain(name, str, "instances"))
 
 
 def load_run(workdir: Path) -> Run:
-    """The best checkpoint of a run folder by validation mIoU, or the latest where none was evaluated.
+    """The best checkpoint of a run folder by its validation metric, or the latest where none was evaluated.
 
     Raises:
       InputError: no run there, or it is damaged or of another model.
@@ -64,7 +78,7 @@ def load_run(workdir: Path) -> Run:
         model, info, like = described(description)
     except InputError as error:
         raise InputError(f"{workdir / 'run.json'}: does not describe a model ({error!s}). Restore it, or train again.") from error
-    stored = checkpoints(workdir, read_only=True)
+    stored = checkpoints(workdir, objects=route(description) is not None, read_only=True)
     try:
         best = stored.best_step()
         order = ([best] if best is not None else []) + [s for s in reversed(stored.steps()) if s != best]
@@ -77,15 +91,18 @@ def load_run(workdir: Path) -> Run:
 
 
 def described(description: dict[str, Any]) -> tuple[nn.Module, DataInfo, Any]:
-    """The model, its data and the shapes of its variables; "model", "data", "preprocess" and "example_size" of the description are checked.
+    """The model, its data and the shapes of its variables. Of the description "model", "data", "preprocess", "example_size" and "instances"
+    are checked.
 
     Raises:
       InputError: they describe no model.
     """
     model: Any = model_from_json(description["model"])
     info = info_from_json(description["data"])
-    if model.num_classes != info.num_classes:
-        raise InputError(f"the model has {model.num_classes} classes, its data {info.num_classes}")
+    to_objects = route(description)
+    required, of = (info.num_classes, "its data") if to_objects is None else (to_objects.channels, f"route {to_objects.name}")
+    if model.num_classes != required:
+        raise InputError(f"the model has {model.num_classes} classes, {of} {required}")
     check_preprocess(description["preprocess"], info.channels)
     size = plain(description["example_size"], tuple[int, int], "example_size")
     return model, info, jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, info.channels), jnp.float32))

@@ -20,10 +20,12 @@ import tyro
 
 from jaxseg import parallel, run_folder
 from jaxseg.config import Config, load_get_config, with_options
-from jaxseg.data import Dataset, channel_statistics, open_dataset, train_batches
+from jaxseg.data import Dataset, Split, channel_statistics, open_dataset, train_batches
+from jaxseg.data.listing import Record
 from jaxseg.errors import InputError
-from jaxseg.evaluate import evaluate_split
+from jaxseg.evaluate import evaluate_objects, evaluate_split, true_objects
 from jaxseg.inference.whole import predict_whole
+from jaxseg.instances.routes import find_route
 from jaxseg.model_json import MIN_STD, info_to_json, model_to_json
 from jaxseg.progress import progress
 from jaxseg.report_run import report_run
@@ -86,7 +88,8 @@ def train(
     _check_splits(config, dataset)
     parallel.check_batch(config.batch_size, len(jax.devices()))
     info = dataset.info
-    model = config.model(num_classes=info.num_classes)
+    route = None if config.instances is None else find_route(config.instances)
+    model = config.model(num_classes=info.num_classes if route is None else route.channels)
     description = _describe(config, options, model, dataset, workdir, data_dir, command or [])
     mean, std = (np.asarray(description["preprocess"][k], np.float32) for k in ("mean", "std"))
 
@@ -98,7 +101,7 @@ def train(
     if config.start is not None and not run_folder.has_checkpoint(workdir):
         state = begin_with(state, config.start(model, state.variables))
     run_folder.write_description(workdir, description)
-    checkpoints = run_folder.checkpoints(workdir)
+    checkpoints = run_folder.checkpoints(workdir, objects=route is not None)
     sharding = parallel.replicated(parallel.data_mesh()) if how == "jit" else None
     state = checkpoints.restore_latest(state, sharding) or (state if sharding is None else jax.device_put(state, sharding))
     step = int(state.step)
@@ -112,13 +115,14 @@ def train(
     run_step = parallel.parallel_step(
         functools.partial(
             _step,
-            model=model,
+            model=model.clone(remat=config.remat),
             optimizer=config.optimizer,
-            loss=config.loss,
+            loss=config.loss if route is None else route.loss,
             mean=mean,
             std=std,
             augment=config.augment,
             ema_decay=config.ema_decay,
+            accumulate=config.accumulate,
         ),
         how,
     )
@@ -126,6 +130,9 @@ def train(
 
     def evaluate_now(state: Any) -> dict[str, float]:
         assert config.eval_split is not None
+        if route is not None:
+            scores = evaluate_objects(predict, state.variables, dataset, config.eval_split, route)
+            return {name: scores[name] for name in (run_folder.OBJECT_METRIC, "mean_ap", "pq")}
         shown: list[Any] = []
         see = lambda p: shown.append(p) if len(shown) < 4 else None  # noqa: E731
         scores, _ = evaluate_split(predict, state.variables, dataset, config.eval_split, see=see)
@@ -134,13 +141,14 @@ def train(
 
     # ---- Steps -----------------------------------------------------------------------------------------------------------
     batches = train_batches(
-        dataset.split("train"),
+        dataset.split("train") if route is None else Split(dataset.split("train"), _instances_as_label),
         batch_size=config.batch_size,
         size=config.size,
         seed=config.seed,
         start_step=step,
         resize=config.resize,
         weight_map=config.weight_map,
+        ignored=info.ignore_index if route is None else -1,
     )
     with (
         contextlib.closing(checkpoints),
@@ -188,12 +196,21 @@ def _step(state: Any, batch: Any, axis_name: str | None = None, *, model: Any, *
     return train_step(state, batch, model=model.clone(axis_name=axis_name), axis_name=axis_name, **rest)
 
 
+def _instances_as_label(record: Record) -> Record:
+    return {**record, "label": true_objects(record)}
+
+
 def _check_splits(config: Config, dataset: Dataset) -> None:
     for role, split in {"train": "train", "eval_split": config.eval_split, "test_split": config.test_split}.items():
         if split is not None and not dataset.splits.get(split):
             there = ", ".join(f"{name} ({number})" for name, number in dataset.splits.items())
             raise InputError(
                 f"{role}: {config.data} has no images in a split {split!r}; it has {there}. Change the config or the split files."
+            )
+        if split is not None and config.instances is not None and "instances" not in dataset.split(split)[0]:
+            raise InputError(
+                f"instances: {config.data} has no instance maps, which route {config.instances} learns from. Leave `instances` out of the "
+                "config, or take a data set with instances, such as cells or dsb2018."
             )
 
 
@@ -208,6 +225,7 @@ def _describe(
         "command": shlex.join(["jaxseg", "train", *command]),
         "options": json.loads(json.dumps(options, default=str)),
         "model": model_to_json(model),
+        "instances": config.instances,
         "data": json.loads(json.dumps(info_to_json(dataset.info))),
         "data_dir": str(data_dir),
         "data_digest": dataset.digest,
@@ -220,7 +238,12 @@ def _describe(
         old = run_folder.read_description(workdir)
         before, now = old.get("options", {}), description["options"]
         changed = [f"{k} (was {before.get(k)!r}, got {now.get(k)!r})" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-        parts = {"model": "the model", "data": "the data set's classes, channels or colours", "data_digest": "the images or labels"}
+        parts = {
+            "model": "the model",
+            "instances": "the route to objects",
+            "data": "the data set's classes, channels or colours",
+            "data_digest": "the images or labels",
+        }
         changed = changed or [what for k, what in parts.items() if old.get(k) != json.loads(json.dumps(description[k]))]
         if changed:
             raise InputError(

@@ -89,6 +89,7 @@ def train_step(
     std: Float[Array, " c"],
     augment: tuple[Callable, ...] = (),
     ema_decay: float = 0.0,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step on {"image": [N,H,W,C] in 0..1, "label": [N,H,W], "weight"?: [N,H,W]}.
@@ -96,34 +97,56 @@ def train_step(
     Where the model gives a tuple of logits in training (deep supervision, an auxiliary head), their losses are added with the weights
     `model.head_weights`; a head smaller than the first is compared with every so many pixels of the label.
 
+    With `accumulate` the batch is taken in so many parts, one after the other, and the mean of their gradients is the step's: that of the
+    whole batch where the loss is a mean over as many pixels in each part. Ignored pixels, weights and losses of the whole set (Dice) shift
+    it. Batch norm normalises each part by its own statistics and updates the running ones once a part; dropout draws other units.
+
     Under pmap the batch is this device's share and `axis_name` its axis: augmentation and dropout draw what they would for the
     whole batch, the loss is that of the whole batch, and its gradient is averaged.
 
     Returns:
       the next state and {"loss", "grad_norm"}.
+
+    Raises:
+      InputError: the batch (under pmap, its share) does not divide into `accumulate` parts.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step + 1)
     augment_key, dropout_key = jax.random.split(key)
     n = batch["image"].shape[0]
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * n
     keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(first + jnp.arange(n))
+    if accumulate < 1 or n % accumulate:
+        raise InputError(f"accumulate: got {accumulate} parts for {n} images on a device; required a divisor of them, from 1.")
     batch = augment_batch(augment, keys, batch)
-    image = standardise(batch["image"], mean, std)
+    batch = {**batch, "image": standardise(batch["image"], mean, std)}
 
-    def loss_fn(params):
+    def loss_fn(params, batch_stats, part, dropout_key):
         logits, updates = model.apply(
-            _variables(params, state.batch_stats), image, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
+            _variables(params, batch_stats), part["image"], train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
         heads, shares = (logits, model.head_weights) if isinstance(logits, tuple) else ((logits,), (1.0,))
         h, w = heads[0].shape[1:3]  # unpadded convolutions lose a margin
-        truth = {name: center_crop(batch[name][..., None], h, w)[..., 0] for name in ("label", "weight") if name in batch}
+        truth = {name: center_crop(part[name][..., None], h, w)[..., 0] for name in ("label", "weight") if name in part}
         value = 0.0
         for head, share in zip(heads, shares, strict=True):
             small = {name: _nearest(pixels, head.shape[1:3]) for name, pixels in truth.items()}
             value += share * loss(head, small["label"], weight=small.get("weight"), axis_name=axis_name)
         return value, updates.get("batch_stats", {})
 
-    (value, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    params, batch_stats, value = state.params, state.batch_stats, 0.0
+    grads: Any = None
+    for i in range(accumulate):  # not a scan: convolutions in a loop are slow on CPUs
+        if accumulate > 1:  # every so many images, so that each device takes its own where the batch is sharded
+            part = {name: x.reshape(n // accumulate, accumulate, *x.shape[1:])[:, i] for name, x in batch.items()}
+            part_key = jax.random.fold_in(dropout_key, i)
+        else:
+            part, part_key = batch, dropout_key
+        (part_value, batch_stats), part_grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch_stats, part, part_key)
+        value += part_value / accumulate
+        part_grads = jax.tree.map(lambda g: g / accumulate, part_grads)
+        grads = part_grads if grads is None else jax.tree.map(jnp.add, grads, part_grads)
+        if i + 1 < accumulate:  # no part begins before the last one's maps are gone
+            params, grads = jax.lax.optimization_barrier((params, grads))
     if axis_name is not None:
         grads = jax.lax.pmean(grads, axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -1,8 +1,10 @@
 """`jaxseg export`: the program equals the model wherever and however it is made, and a file comes back as it was, or not at all."""
 
 import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +18,22 @@ from jaxseg.cli import main
 from jaxseg.data.listing import DataInfo
 from jaxseg.embed import Loaded, load, loaded
 from jaxseg.errors import InputError
-from jaxseg.export import KEY, from_safetensors, signature, to_stablehlo
+from jaxseg.export import KEY, OPEN, from_safetensors, signature, to_stablehlo
 from jaxseg.model_json import info_to_json, model_to_json
 from jaxseg.run_folder import Run, write_description
 from jaxseg.train_state import TrainState
+from jaxseg.upsample import MaxUnpool
 
+NARROW = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "cells_models.py"))["NARROW"]
 INFO = DataInfo("cells", ("ground", "cell", "edge"), 2, ((0, 0, 0), (255, 128, 0), (0, 0, 255)))
 NNUNET = models.NNUNet(3, features=(4, 8))
 PREPROCESS = {"mean": [0.4, 0.6], "std": [0.2, 0.3], "resize": 1.0}
 
 
-def some_run(model, resize=1.0) -> Run:
+def some_run(model, resize=1.0, side=20) -> Run:
     """Of random variables, also in the batch statistics."""
-    variables = random_variables(model, jnp.zeros((1, 20, 20, 2)))
-    return Run(model, variables, INFO, 70_000, {"preprocess": {**PREPROCESS, "resize": resize}, "example_size": [20, 20]})
+    variables = random_variables(model, jnp.zeros((1, side, side, 2)))
+    return Run(model, variables, INFO, 70_000, {"preprocess": {**PREPROCESS, "resize": resize}, "example_size": [side, side]})
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,39 @@ def test_the_program_equals_the_model_at_five_shapes(model):
     assert_same(made, exported, [(1, 16, 16), (2, 17, 31), (3, 8, 40), (1, 23, 9), (5, 12, 12)])
 
 
+def five_shapes(step, least):
+    return [(n, least + h * step, least + w * step) for n, h, w in ((1, 0, 0), (2, 1, 2), (3, 2, 0), (1, 0, 3), (5, 1, 1))]
+
+
+@pytest.mark.parametrize(
+    ("model", "side"),
+    [  # the image's height; its width is of the same form
+        (models.UNet(3, features=(2, 3, 4), padding="same", upsample=MaxUnpool), "4*h"),
+        pytest.param(models.UNet(3, features=(2, 3)), "2*h + 222", marks=pytest.mark.slow),  # unpadded: its border is a reflection
+        (models.BasicUNet(3, features=(2, 2, 3, 2), upsample="nontrainable"), "4*h"),
+        pytest.param(models.SegNetBasic(3, features=2, decoder="bilinear"), "16*h", marks=pytest.mark.slow),
+    ],
+)
+def test_the_program_of_models_that_pool_equals_them_at_five_shapes(model, side):
+    made = loaded(some_run(model))
+    exported = to_stablehlo(made)
+    size = f"{side}, {side.replace('h', 'w')}"
+    assert signature(exported) == f"image float32 [b, {size}, 2] in 0..1 -> logits float32 [b, {size}, 3]"
+    step, _, more = side.replace("*h", "").partition(" + ")
+    assert_same(made, exported, five_shapes(int(step), int(step) + int(more or 0)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_program_of_every_model_equals_it_at_five_shapes(name):
+    made = loaded(some_run(NARROW[name](num_classes=3), side=224 if name == "deconvnet" else 64))
+    exported = to_stablehlo(made)
+    side = str(exported.in_avals[-1].shape[1])
+    step, least = next((s, n) for s, n in OPEN if str(jax.export.symbolic_shape(f"{s}*h + {n - s}")[0]) == side)
+    assert (least == 224) == (name == "deconvnet")
+    assert_same(made, exported, five_shapes(step, max(least, 16)))
+
+
 @pytest.mark.parametrize(
     ("model", "resize"),
     [
@@ -98,8 +135,8 @@ def test_the_program_is_the_same_wherever_it_is_made(monkeypatch):
 
 
 def test_a_model_whose_program_needs_sizes_says_so():
-    made = loaded(some_run(models.BasicUNet(3, features=(4, 4, 8, 4))))
-    with pytest.raises(InputError, match="BasicUNet: its program needs a height and a width; required is --size H W"):
+    made = loaded(some_run(models.SegNetBasic(3, features=2), resize=0.3))
+    with pytest.raises(InputError, match="SegNetBasic: its program needs a height and a width; required is --size H W"):
         to_stablehlo(made)
 
 
@@ -247,14 +284,16 @@ def test_no_file_and_weights_of_others_are_refused(tmp_path):
     ("options", "words"),
     [
         (["RUNS/none", "--format", "stablehlo", "--out", "net"], "no run folder"),
-        (["RUN", "--format", "onnx", "--out", "net"], "--format: got 'onnx'; required one of"),
+        (["RUN", "--format", "tflite", "--out", "net"], "--format: got 'tflite'; required one of"),
+        (["RUN", "--format", "onnx", "--out", "net"], "--format onnx: got no size; required is --size H W"),
+        (["RUN", "--format", "onnx", "--size", "8", "8", "--weights", "apart", "--out", "net"], "of --format stablehlo alone"),
         (["RUN", "--format", "stablehlo", "--out", "there"], "there exists"),
         (["RUN", "--format", "safetensors", "--out", "there"], "there exists"),
         (["RUN", "--format", "stablehlo", "--weights", "apart", "--out", "half"], "half.safetensors exists"),
         (["RUN", "--format", "stablehlo", "--out", "no/folder/net"], "there is no folder"),
         (["RUN", "--format", "stablehlo", "--weights", "beside", "--out", "net"], "--weights: got 'beside'"),
         (["RUN", "--format", "stablehlo", "--size", "0", "9", "--out", "net"], "--size: got 0 9"),
-        (["RUN", "--format", "safetensors", "--labels", "--out", "net"], "of --format stablehlo alone"),
+        (["RUN", "--format", "safetensors", "--labels", "--out", "net"], "not of --format safetensors"),
         (["RUN", "--format", "safetensors", "--weights", "apart", "--out", "net"], "of --format stablehlo alone"),
     ],
 )

@@ -57,6 +57,40 @@ def test_a_run_folder_describes_it(name):
     assert model_to_json(again) == model_to_json(model)
 
 
+def gradient(model, variables, image):
+    """Of the mean square of the logits in training, with the new statistics."""
+
+    def f(params):
+        logits, updates = model.apply(
+            {**variables, "params": params}, image, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)}
+        )
+        return sum((head**2).mean() for head in jax.tree.leaves(logits)), updates
+
+    return jax.value_and_grad(f, has_aux=True)(variables["params"])
+
+
+@pytest.mark.parametrize("name", ["conv_only", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "conv_only")])
+def test_recomputation_changes_no_name_value_or_gradient(name):
+    """`remat` keeps a block's input alone, as the program's equations say; what the training step sees is the same."""
+    model, image = NARROW[name](num_classes=3), image_for(name)
+    variables = random_variables(model, image)
+    plain, again = (jax.jit(partial(gradient, net)).trace(variables, image) for net in (model, model.clone(remat=True)))
+    plain_blocks, blocks = (
+        [
+            equation
+            for equation in traced.jaxpr.jaxpr.eqns
+            if "prevent_cse" in equation.params and "conv_general_dilated" in str(equation.params["jaxpr"])
+        ]
+        for traced in (plain, again)
+    )
+    assert not plain_blocks  # poolings recompute, too
+    assert len(blocks) > 1
+    quickly = {"xla_backend_optimization_level": 0}  # each runs once
+    want, got = (traced.lower().compile(compiler_options=quickly)(variables, image) for traced in (plain, again))
+    for (path, a), b in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * float(abs(a).max()), err_msg=str(path))
+
+
 @pytest.mark.slow
 @EVERY
 def test_the_training_step_learns(name):

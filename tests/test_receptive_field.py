@@ -11,10 +11,13 @@ from random_variables import random_variables
 
 from jaxseg import ops
 from jaxseg.errors import InputError
+from jaxseg.heatmaps import layers
 from jaxseg.models.conv_only import ConvOnly
+from jaxseg.models.fcn import FCN
 from jaxseg.models.heatmap import DirectHeatmap, PlainEncoder
+from jaxseg.models.segnet import SegNet
 from jaxseg.models.unet import UNet
-from jaxseg.receptive_field import ReceptiveField, fields, receptive_field
+from jaxseg.receptive_field import ReceptiveField, fields, fields_of_maps, receptive_field
 from jaxseg.upsample import UPSAMPLERS
 
 Tiny = partial(UNet, num_classes=2, features=(2, 3, 2))
@@ -66,6 +69,71 @@ def test_the_field_of_every_output_is_what_single_pixels_reach(model, shape):
     for (first, last), (least, most) in zip(computed, measured, strict=True):
         np.testing.assert_array_equal(first, least)
         np.testing.assert_array_equal(last, most)
+
+
+def _lines_reached(model, shape, lines, trials):
+    """Of each layer and axis, the first and the last output line that each of the image's `lines` has a derivative in, of random networks.
+
+    Derivatives do not round away beside larger numbers, and random signs let each pixel of a pooling window be its maximum in some place.
+    """
+    r = np.random.default_rng(0)
+    count = len(lines[0])
+    tangents = np.zeros((2 * count, *shape), np.float32)
+    for k, (row, column) in enumerate(zip(*lines, strict=True)):
+        tangents[k, :, row] = r.normal(size=(shape[0], *shape[2:]))
+        tangents[count + k, :, :, column] = r.normal(size=(shape[0], shape[1], shape[3]))
+
+    @jax.jit
+    def hit(variables, image):
+        def derivative(tangent):
+            return jax.jvp(partial(layers(model.apply), variables), (image,), (tangent,))[1]
+
+        along = jax.vmap(derivative)(tangents)
+        return {name: ((x[:count] != 0).any((1, 3, 4)), (x[count:] != 0).any((1, 2, 4))) for name, x in along.items()}
+
+    found = [
+        hit(random_variables(model, np.zeros(shape, np.float32), seed=k), r.normal(size=shape).astype(np.float32)) for k in range(trials)
+    ]
+    return jax.tree.map(lambda *hits: _ends(np.any(hits, 0)), *found)
+
+
+def _ends(lines):
+    return lines.argmax(1), lines.shape[1] - 1 - lines[:, ::-1].argmax(1)
+
+
+NETS = {
+    "unet": (Tiny(), (1, 68, 76, 1)),
+    "segnet": (
+        SegNet(2, features=(3,) * 5),
+        (1, 64, 96, 1),
+    ),  # multiples of 32: behind an odd side no maximum lies, which the trace does not know
+    "fcn": (FCN(2, features=(3,) * 5, fc_features=4), (1, 56, 48, 1)),
+    "unet_large": (UNet(2, features=(3,) * 5), (1, 236, 220, 1)),
+    "segnet_large": (SegNet(2, features=(3,) * 5), (1, 448, 96, 1)),
+    "fcn_large": (FCN(2, features=(3,) * 5, fc_features=4), (1, 416, 64, 1)),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("unet", "segnet"))) for n in NETS])
+def test_the_field_of_every_layer_is_where_its_derivatives_are(name):
+    model, shape = NETS[name]
+    lines = [np.unique(np.linspace(0, side - 1, 8).astype(int)) for side in shape[1:3]]
+    variables = random_variables(model, np.zeros(shape, np.float32))
+    computed = fields_of_maps(partial(layers(model.apply), variables), shape)
+    reached = _lines_reached(model, shape, lines, trials=4)
+    assert computed.keys() == reached.keys()
+    for layer, axes in computed.items():
+        for (first, last), hit, where in zip(axes, reached[layer], lines, strict=True):
+            np.testing.assert_array_equal(_ends((first <= where[:, None]) & (where[:, None] <= last)), hit, err_msg=layer)
+
+
+def test_lines_that_see_padding_alone_are_empty():
+    found = fields_of_maps(lambda x: {"all": jnp.pad(x, ((0, 0), (3, 2), (0, 0), (0, 0))), "none": jnp.ones((1, 4, 5, 1))}, (1, 6, 7, 1))
+    (first, last), columns = found["all"]
+    assert first.tolist() == [6, 6, 6, 0, 1, 2, 3, 4, 5, 6, 6]
+    assert last.tolist() == [-1, -1, -1, 0, 1, 2, 3, 4, 5, -1, -1]
+    np.testing.assert_array_equal(columns, [range(7)] * 2)
+    assert all((first > last).all() for first, last in found["none"])
 
 
 def _layers(x, groups, stride, dilation, padding):

@@ -12,6 +12,7 @@ import pytest
 
 from jaxseg import losses
 from jaxseg.data import augment
+from jaxseg.errors import InputError
 from jaxseg.models import UNet
 from jaxseg.train_state import TrainState, eval_step, init_state, train_step
 
@@ -20,6 +21,7 @@ STATISTICS = {"mean": np.full(1, 0.3, np.float32), "std": np.full(1, 0.25, np.fl
 model = UNet(2, features=(4, 8), padding="same", norm="batch", dropout=0.2)
 optimizer = optax.sgd(0.3, momentum=0.9)
 EMA_DECAY = 0.25
+QUICKLY = {"xla_backend_optimization_level": 0}  # for what compiles for many seconds, to run once
 
 
 def batch_of(seed: int, shape: tuple[int, ...] = SHAPE) -> dict[str, np.ndarray]:
@@ -38,8 +40,7 @@ def make_step(model=model, optimizer=optimizer, **options):
 
 
 def make_state(model=model, optimizer=optimizer, seed=0, ema=False, shape=SHAPE) -> TrainState:
-    quickly = {"xla_backend_optimization_level": 0}  # initialisers compile for many seconds, to run once
-    return jax.jit(functools.partial(init_state, model, optimizer, shape, seed=seed, ema=ema), compiler_options=quickly)()
+    return jax.jit(functools.partial(init_state, model, optimizer, shape, seed=seed, ema=ema), compiler_options=QUICKLY)()
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,34 @@ def test_the_margin_of_unpadded_convolutions_does_not_matter():
     assert same(step(state, batch), step(state, {**batch, **framed}))
     other = {**batch, "label": 1 - batch["label"]}
     assert step(state, other)[1]["loss"] != step(state, batch)[1]["loss"]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    """Every so many images are a part; batch norm sees but its part, so here is none."""
+    plain, sgd = UNet(2, features=(2, 4), padding="same", dropout=0.0), optax.sgd(1.0)
+    state, batch = make_state(plain, sgd), {k: v for k, v in batch_of(0).items() if k != "weight"}
+    steps = (jax.jit(make_step(plain, sgd, augment=(augment.flip,), accumulate=n), compiler_options=QUICKLY) for n in (1, 4))
+    whole, parted = (step(state, batch) for step in steps)
+    chex.assert_trees_all_close(parted, whole, rtol=1e-5, atol=1e-6)
+    assert not same(whole[0].params, state.params)
+
+
+def test_batch_norm_takes_the_statistics_of_each_part_in_turn():
+    """Two parts of the running mean's update are two updates, by every second image."""
+    net = model.clone(dropout=0.0)
+    state, batch = make_state(net), batch_of(0)
+    got, _ = jax.jit(make_step(net, accumulate=2), compiler_options=QUICKLY)(state, batch)
+    frozen = jax.jit(make_step(net, optax.set_to_zero()), compiler_options=QUICKLY)
+    expected = state.replace(opt_state=optax.set_to_zero().init(state.params))
+    for first in (0, 1):
+        expected, _ = frozen(expected, {name: x[first::2] for name, x in batch.items()})
+    chex.assert_trees_all_close(got.batch_stats, expected.batch_stats, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [0, 3])
+def test_a_batch_that_does_not_divide_is_refused(parts, start):
+    with pytest.raises(InputError, match=f"accumulate: got {parts} parts for 4 images"):
+        jax.eval_shape(make_step(accumulate=parts), start, batch_of(0))
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])

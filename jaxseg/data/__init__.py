@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxseg.data import camvid, cells, folder, isbi2012
+from jaxseg.data import camvid, cells, dsb2018, folder, isbi2012
 from jaxseg.data.builder import prepare
 from jaxseg.data.dataset import Dataset, Split, open_dataset
 from jaxseg.data.listing import DataInfo, Item, Listing, Record
@@ -25,6 +25,7 @@ DATASETS: dict[str, Entry] = {
     "cells": Entry(lambda source, seed: cells.listing(seed), False, cells.INFO.description),
     "isbi2012": Entry(lambda source, seed: isbi2012.listing(source), True, isbi2012.INFO.description),
     "camvid": Entry(lambda source, seed: camvid.listing(source), True, camvid.INFO.description),
+    "dsb2018": Entry(lambda source, seed: dsb2018.listing(source), True, dsb2018.INFO.description),
     "folder": Entry(lambda source, seed: folder.listing(source, seed), True, "Your own images/ and labels/ (docs: jaxseg/data/folder.py)."),
 }
 

@@ -59,6 +59,8 @@ def prepare(listing: Listing, data_dir: str | os.PathLike[str], *, progress: boo
             return folder
         for left_over in folder.parent.glob("*incomplete*"):
             shutil.rmtree(left_over)
+        import tensorflow_datasets  # noqa: F401  # before the bar's thread is there: TFDS replaces __import__ while it is imported
+
         with _progress_bar(listing, progress) as advance:
             metadata = {"jaxseg": describe(listing.info), "digest": digest, "generator": listing.generator}
             _write(listing, Path(data_dir).expanduser(), metadata, advance)

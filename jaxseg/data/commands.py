@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxseg.data import DATASETS, camvid, cells, isbi2012, make_listing, open_dataset
+from jaxseg.data import DATASETS, camvid, cells, dsb2018, isbi2012, make_listing, open_dataset
 from jaxseg.data import prepare as prepare_listing
 from jaxseg.data.catalogue import CATALOGUE, how_to_prepare
 from jaxseg.data.check import check as check_data
@@ -37,7 +37,7 @@ def list_sets() -> int:
     table = Table()
     for column in ("name", "classes", "how to get it", "what it is"):
         table.add_column(column, no_wrap=column != "what it is")
-    known = {"cells": cells.INFO, "isbi2012": isbi2012.INFO, "camvid": camvid.INFO}
+    known = {"cells": cells.INFO, "isbi2012": isbi2012.INFO, "camvid": camvid.INFO, "dsb2018": dsb2018.INFO}
     for name, entry in DATASETS.items():
         how = "--source FOLDER" if entry.needs_source else "made here"
         table.add_row(name, str(known[name].num_classes) if name in known else "yours", how, entry.description)

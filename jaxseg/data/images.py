@@ -21,6 +21,9 @@ from jaxseg.errors import InputError
 MAX_PIXELS = 2**28
 """Largest height x width that is decoded (16384 x 16384); checked in the header, before any memory is taken."""
 
+MAX_BYTES = 17 * MAX_PIXELS
+"""Of the largest file that is read whole: four values of four bytes a pixel, and what a format adds."""
+
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own limit is lower than ours and only warns
 
 ORIENTATION = 274
@@ -131,8 +134,14 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 def _load(source: Source, name: str | None) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         return source, name or "image bytes"
+    path = Path(source)
     try:
-        return Path(source).read_bytes(), name or str(source)
+        size = path.stat().st_size
+        if not path.is_file():  # a device or a pipe would be read for ever
+            raise InputError(f"{name or source}: is no file; PNG, JPEG or TIFF is required: check the path")
+        if size > MAX_BYTES:
+            raise InputError(f"{name or source}: has {size} bytes; at most {MAX_BYTES} are read: cut it into tiles")
+        return path.read_bytes(), name or str(source)
     except OSError as error:
         raise InputError(f"{name or source}: cannot be read ({error.strerror}): check the path") from error
 

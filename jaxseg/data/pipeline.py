@@ -28,6 +28,7 @@ def train_batches(
     start_step: int = 0,
     resize: float = 1.0,
     weight_map: WeightMap | None = None,
+    ignored: int = IGNORED,
     num_threads: int | None = None,
 ) -> Iterator[Batch]:
     """Endless batches {"image": [N,h,w,C] f32 in 0..1, "label": [N,h,w] int32, "weight"?: [N,h,w] f32}, each record once an epoch.
@@ -36,10 +37,11 @@ def train_batches(
 
     Args:
       split: records, read from several threads at once.
-      size: height and width of the random crops (one number: both). A smaller picture is padded by reflection, its label with 255.
+      size: height and width of the random crops (one number: both). A smaller picture is padded by reflection, its label with `ignored`.
       start_step: number of the first batch: resuming is `start_step=step`.
       resize: factor for height and width before the crop; see `resize_record`.
       weight_map: pixel weights [H,W] of a record (after resizing); kept in memory once computed.
+      ignored: the label where there is no picture; -1 where labels are instance maps, in which 255 is an object.
       num_threads: readers; by default one a processor, 8 at most.
 
     Raises:
@@ -67,7 +69,7 @@ def train_batches(
         return record
 
     def crop(record: Record, rng: np.random.Generator) -> Batch:
-        return crop_record(record, (height, width), rng)
+        return crop_record(record, (height, width), rng, ignored)
 
     indices = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat(None)
     batches = indices.map(load).random_map(crop).batch(batch_size, drop_remainder=True)
@@ -126,10 +128,11 @@ def resize_label(label: Int[np.ndarray, "h w"], height: int, width: int) -> Int[
     return label[rows[:, None], columns]
 
 
-def crop_record(record: Mapping[str, Any], size: tuple[int, int], rng: np.random.Generator) -> Batch:
+def crop_record(record: Mapping[str, Any], size: tuple[int, int], rng: np.random.Generator, ignored: int = IGNORED) -> Batch:
     """A window of `size` at a random place, image scaled by `to_float`.
 
-    Where the picture is smaller than the window it is centred: the image is continued by reflection, the label by 255, the weight by 0.
+    Where the picture is smaller than the window it is centred: the image is continued by reflection, the label by `ignored`, the weight
+    by 0.
     """
     height, width = record["image"].shape[:2]
     before, after, start = [], [], []
@@ -147,7 +150,7 @@ def crop_record(record: Mapping[str, Any], size: tuple[int, int], rng: np.random
 
     batch = {
         "image": to_float(cut(record["image"], mode="reflect")),
-        "label": cut(record["label"].astype(np.int32, copy=False), constant_values=IGNORED),
+        "label": cut(record["label"].astype(np.int32, copy=False), constant_values=ignored),
     }
     if "weight" in record:
         batch["weight"] = cut(record["weight"], constant_values=0)

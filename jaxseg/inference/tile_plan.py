@@ -81,7 +81,7 @@ def exact_tiling(length: int, tile: int, reach: Reach, legal: Callable[[int], in
         raise InputError(
             f"exact tiles: of a tile of {tile} pixels (side {max(side, 0)} at an image of {length}) no {period} outputs in a row see the "
             f"tile alone: an output sees up to {int((reach.last - reach.first).max()) + 1} pixels, and tiles must lie at multiples of "
-            f"{period}. Take a tile of at least {least + period}, or blend='gaussian'."
+            f"{period}. Take a tile of at least {least + period}, or blend='gaussian' (--blend gaussian)."
         )
     offsets = (*range(0, whole - side, step), whole - side) if whole > side else (0,)
     edges = [min(o + start, length) if o else 0 for o in offsets] + [length]
@@ -149,7 +149,9 @@ def find_reach(apply: Apply, channels: int, tile: int) -> tuple[Reach, Reach]:
         if everything
         else f"outputs depend on up to {widest} of {side} pixels, or do not lie pixel on pixel, so tiles of {tile} are too small"
     )
-    raise InputError(f"exact tiles: {why}. Take blend='gaussian', whose seams are an approximation, or predict the image whole.")
+    raise InputError(
+        f"exact tiles: {why}. Take blend='gaussian' (--blend gaussian), whose seams are an approximation, or predict the image whole."
+    )
 
 
 def _regular(lo: Int[np.ndarray, " h"], hi: Int[np.ndarray, " h"], side: int) -> Reach | None:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,12 @@ from jaxseg.receptive_field import ELEMENTWISE, MOVES
 
 Predict = Callable[[Any, Float[Array, "n h w c"]], Any]
 Blend = Literal["gaussian", "linear"]
+PANEL = 16
+"""Tiles side by side whose weighted sums are kept at a time, however wide the image."""
+
+Place = tuple[int, int, int]
+"""Of a tile: image, row and column."""
+
 Region = tuple[tuple[int | slice, ...], np.ndarray]
 """Where in the logits, and the logits there: `logits[where] = values`."""
 
@@ -37,7 +43,11 @@ def tiled(
     >>> bool((tiled(mean, tile=16)((), image) == jax.jit(mean)((), image[None])[0]).all())
     True
     """
-    regions = tiled_regions(apply, tile=tile, batch=batch, blend=blend, overlap=overlap)
+    return assembled(tiled_regions(apply, tile=tile, batch=batch, blend=blend, overlap=overlap))
+
+
+def assembled(regions: Callable[..., Iterator[Region]]) -> Callable[[Any, Any], Float[np.ndarray, "*n h w k"]]:
+    """A function (variables, image) -> the logits that `regions` gives in parts."""
 
     def predict(variables: Any, image: Any) -> np.ndarray:
         logits = np.empty(0, np.float32)
@@ -52,8 +62,8 @@ def tiled(
 
 def tiled_regions(
     apply: Predict, *, tile: int = 512, batch: int = 4, blend: Blend | None = None, overlap: float = 0.25
-) -> Callable[[Any, Any], Iterator[Region]]:
-    """A function (variables, image) -> the image's logits, region by region, each pixel once.
+) -> Callable[..., Iterator[Region]]:
+    """A function (variables, image, skip=0) -> the image's logits, region by region, each pixel once.
 
     Without `blend` they are bit for bit those of `jax.jit(apply)` of the whole image, which a model that shrinks its image is given with a
     border by reflection, to its next legal size. (On CPUs a model with three channels in its first layers has been seen to differ in the
@@ -72,7 +82,8 @@ def tiled_regions(
 
     Returns:
       a function of `image`: an array, or anything with a shape [H, W, C] or [N, H, W, C] that slices of rows and columns can be read from
-      (a memory map, a Zarr array). Values are taken as float32.
+      (a memory map, a Zarr array). Values are taken as float32. The regions have an order; `skip` leaves out the first ones, for work that
+      goes on where it stopped.
 
     Raises:
       InputError: exact tiles of a model that cannot have them (a norm over the image, a field larger than the tile), with the reason;
@@ -126,37 +137,44 @@ def tiled_regions(
                 return rows, columns, once((rows.side, columns.side, chosen), lambda f=as_whole: jax.jit(f))
         raise InputError(
             f"exact tiles: for an image of {height} x {width} pixels the model takes sums of other forms than for tiles of {tile}, which "
-            "round differently. Take another tile, or blend='gaussian'."
+            "round differently. Take another tile, or blend='gaussian' (--blend gaussian)."
         )
 
-    def regions(variables: Any, image: Any) -> Iterator[Region]:
+    def regions(variables: Any, image: Any, skip: int = 0) -> Iterator[Region]:
         if len(image.shape) not in (3, 4) or 0 in image.shape:
             raise InputError(f"tiles: got an image of shape {image.shape}; required [H, W, C] or [N, H, W, C] without empty axes.")
         rows, columns, step = plan(variables, image)
         variables = jax.device_put(variables, replicated(mesh))
-        places = list(itertools.product(range(math.prod(image.shape[:-3])), range(len(rows.offsets)), range(len(columns.offsets))))
-        lead = len(image.shape) - 3
-        # One tile an image is the image: nothing is filled up, since XLA rounds maps of some dozens of pixels by how many there are.
-        at_once = (
-            min(batch, -(-len(places) // mesh.size) * mesh.size)
-            if rows.whole == rows.side and columns.whole == columns.side and not rows.border
-            else batch
-        )
+        images, lead = range(math.prod(image.shape[:-3])), len(image.shape) - 3
 
-        def compute(places: list[tuple[int, int, int]]) -> Float[np.ndarray, "b t t k"]:
+        def compute(places: list[Place]) -> Float[np.ndarray, "b t t k"]:
             parts = [_read(image, (n,) * lead, (rows, y), (columns, x)) for n, y, x in places]
             return np.asarray(step(variables, jax.device_put(np.stack(parts), NamedSharding(mesh, PartitionSpec(AXIS)))))
 
-        with progress("tiles", len(places)) as advance:
-            computed = _in_batches(compute, places, at_once, mesh.size, advance)
-            if blend is None:
-                for (n, y, x), values in computed:
-                    (top, high), (left, wide) = ((a.edges[k], a.edges[k + 1]) for a, k in ((rows, y), (columns, x)))
-                    inner = values[top - rows.offsets[y] : high - rows.offsets[y], left - columns.offsets[x] : wide - columns.offsets[x]]
-                    yield ((n,) * lead + (slice(top, high), slice(left, wide))), inner
-            else:
-                for n, top, values in _blended(computed, rows, columns, blend):
-                    yield ((n,) * lead + (slice(top, top + len(values)), slice(None))), values
+        if blend is None:
+            places = list(itertools.product(images, range(len(rows.offsets)), range(len(columns.offsets))))
+            panels, todo = [], places[skip:]
+        else:
+            cuts = itertools.pairwise([*columns.offsets[::PANEL], columns.edges[-1]])
+            panels = [Panel(n, *cut, 0) for n, cut in itertools.product(images, cuts)]
+            places = _places(panels, rows, columns)
+            bands = len(rows.offsets)
+            panels = [p._replace(band=max(skip - i * bands, 0)) for i, p in enumerate(panels) if skip < (i + 1) * bands]
+            todo = _places(panels, rows, columns)
+        # One tile an image is the image: nothing is filled up, since XLA rounds maps of some dozens of pixels by how many there are.
+        alone = rows.whole == rows.side and columns.whole == columns.side and not rows.border
+        at_once = min(batch, -(-len(places) // mesh.size) * mesh.size) if alone else batch
+
+        with progress("tiles", len(places), len(places) - len(todo)) as advance:
+            computed = _in_batches(compute, todo, at_once, mesh.size, advance)
+            if blend is not None:
+                for n, rows_, columns_, values in _blended(computed, panels, rows, columns, blend):
+                    yield ((n,) * lead + (rows_, columns_)), values
+                return
+            for (n, y, x), values in computed:
+                (top, high), (first, wide) = ((a.edges[k], a.edges[k + 1]) for a, k in ((rows, y), (columns, x)))
+                inner = values[top - rows.offsets[y] : high - rows.offsets[y], first - columns.offsets[x] : wide - columns.offsets[x]]
+                yield ((n,) * lead + (slice(top, high), slice(first, wide))), inner
 
     return regions
 
@@ -220,20 +238,46 @@ def weights(side: int, blend: Blend) -> Float[np.ndarray, " side"]:
     return np.maximum(np.exp(-0.5 * (from_middle / (side / 8)) ** 2), 1e-3).astype(np.float32)
 
 
-def _blended(computed: Iterator, rows: Tiling, columns: Tiling, blend: Blend) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Weighted means, as soon as no further tile reaches a row: image, first row, and the logits of rows of full width."""
-    height, width = rows.edges[-1], columns.edges[-1]
+class Panel(NamedTuple):
+    """Of image n the columns `left` to `right`, from band `band` of rows on: what is blended at a time."""
+
+    n: int
+    left: int
+    right: int
+    band: int
+
+    def tiles(self, rows: Tiling, columns: Tiling) -> tuple[list[int], list[int]]:
+        """The rows and columns of tiles that reach into it."""
+        return _reaching(rows, rows.offsets[self.band], rows.edges[-1]), _reaching(columns, self.left, self.right)
+
+
+def _places(panels: list[Panel], rows: Tiling, columns: Tiling) -> list[Place]:
+    return [(panel.n, y, x) for panel in panels for y, x in itertools.product(*panel.tiles(rows, columns))]
+
+
+def _reaching(axis: Tiling, low: int, high: int) -> list[int]:
+    return [k for k, offset in enumerate(axis.offsets) if offset < high and offset + axis.side > low]
+
+
+def _blended(
+    computed: Iterator[tuple[Place, np.ndarray]], panels: list[Panel], rows: Tiling, columns: Tiling, blend: Blend
+) -> Iterator[tuple[int, slice, slice, np.ndarray]]:
+    """Weighted means, as soon as no further tile reaches a row: the image, the rows and columns, and their logits."""
     weight = np.outer(weights(rows.side, blend), weights(columns.side, blend))[..., None]
-    total = norm = np.empty(0, np.float32)
-    for (n, y, x), values in computed:
-        if y == x == 0:
-            total, norm = np.zeros((rows.side, width, values.shape[-1]), np.float32), np.zeros((rows.side, width, 1), np.float32)
-        at = slice(columns.offsets[x], min(columns.offsets[x] + columns.side, width))
-        wide = at.stop - at.start
-        total[:, at] += (weight * values)[:, :wide]
-        norm[:, at] += weight[:, :wide]
-        if x == len(columns.offsets) - 1:
-            top = rows.offsets[y]
-            ready = (rows.offsets[y + 1] if y + 1 < len(rows.offsets) else height) - top
-            yield n, top, total[:ready] / norm[:ready]
-            total, norm = (np.concatenate([a[ready:], np.zeros_like(a[:ready])]) for a in (total, norm))
+    for panel in panels:
+        sums = None  # of the weighted logits and, last, of the weights
+        ys, xs = panel.tiles(rows, columns)
+        for y, x in itertools.product(ys, xs):
+            _, values = next(computed)
+            if sums is None:
+                sums = np.zeros((rows.side, panel.right - panel.left, values.shape[-1] + 1), np.float32)
+            offset = columns.offsets[x]
+            low, high = max(offset, panel.left), min(offset + columns.side, panel.right)
+            part = slice(low - offset, high - offset)
+            sums[:, low - panel.left : high - panel.left, :-1] += weight[:, part] * values[:, part]
+            sums[:, low - panel.left : high - panel.left, -1:] += weight[:, part]
+            if x == xs[-1]:
+                top, end = (*rows.offsets, rows.edges[-1])[y : y + 2]
+                if y >= panel.band:
+                    yield panel.n, slice(top, end), slice(panel.left, panel.right), sums[: end - top, :, :-1] / sums[: end - top, :, -1:]
+                sums = np.concatenate([sums[end - top :], np.zeros_like(sums[: end - top])])

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.upsample import he_normal
 
 
@@ -26,6 +26,7 @@ class AttentionUNet(nn.Module):
       upsample: None enlarges the map below bilinearly with all its channels, as the paper does; or a class or partial of
         `jaxseg.upsample`, which reduces them to those of the level.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a block again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -37,6 +38,7 @@ class AttentionUNet(nn.Module):
     norm: Literal["batch", "group"] | None = "batch"
     upsample: Callable[..., nn.Module] | None = None
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -71,6 +73,7 @@ class AttentionUNet(nn.Module):
         )
         return logits.astype(jnp.float32)
 
+    @recomputed
     def convs(self, x: Array, level: int, name: str, train: bool) -> Array:
         for i in (1, 2):
             x = self.conv(x, level, 3, name, str(i), train)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
+from jaxseg.models.layers import recomputed
 from jaxseg.upsample import TransposedConv, he_normal
 
 Mode = Literal["deconv", "nontrainable", "pixelshuffle"]
@@ -25,6 +26,7 @@ class BasicUNet(nn.Module):
       upsample: in MONAI's words "deconv", a transposed convolution; "nontrainable", a 1x1 convolution where channels are to be halved,
         then bilinear, corners aligned; or "pixelshuffle", with the means of 2x2 pixels that are to hide its checkerboard.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a block again for the gradient instead of keeping it: less memory, more time.
       axis_name: as in the other models; unused, since an instance norm sees no other example.
 
     Raises:
@@ -37,6 +39,7 @@ class BasicUNet(nn.Module):
     features: tuple[int, ...] = (32, 32, 64, 128, 256, 32)
     upsample: Mode = "deconv"
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -44,7 +47,7 @@ class BasicUNet(nn.Module):
         depth = len(self.features) - 2
         if self.upsample not in get_args(Mode):
             raise InputError(f"BasicUNet: got upsample={self.upsample!r}; required one of {', '.join(get_args(Mode))}.")
-        if image.ndim != 4 or min(image.shape[1:3]) < 2**depth:
+        if image.ndim != 4 or any(side < 2**depth for side in image.shape[1:3]):
             raise InputError(
                 f"BasicUNet: got an image of shape {image.shape}; required [N, H, W, C], H and W from {2**depth}, since {depth} poolings "
                 "halve them. Add the missing axes, or pad the image."
@@ -78,6 +81,7 @@ class BasicUNet(nn.Module):
         x = (x[:, :-1] + x[:, 1:]) / 2
         return (x[:, :, :-1] + x[:, :, 1:]) / 2
 
+    @recomputed
     def convs(self, x: Array, features: int, name: str) -> Array:
         for i in (1, 2):
             x = self.conv(x, features, f"{name}_conv{i}", he_normal)

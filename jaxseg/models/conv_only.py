@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.upsample import he_normal
 
 
@@ -23,6 +23,7 @@ class ConvOnly(nn.Module):
       features: channels of each 3x3 convolution.
       norm: what stands between a convolution and its ReLU: None, "batch" or "group".
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a layer again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
     """
 
@@ -30,6 +31,7 @@ class ConvOnly(nn.Module):
     features: tuple[int, ...] = (32, 32, 32, 32, 32, 32)
     norm: Literal["batch", "group"] | None = None
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -42,15 +44,19 @@ class ConvOnly(nn.Module):
                 "or 'group', and at least one layer, of at least 1 channel each, and 1 class."
             )
         x = image
-        for i, features in enumerate(self.features):
-            x = nn.Conv(
-                features,
-                (3, 3),
-                use_bias=self.norm is None,
-                kernel_init=he_normal,
-                dtype=self.dtype,
-                conv_general_dilated=ops.conv_general_dilated,
-                name=f"conv{i}",
-            )(x)
-            x = nn.relu(normalise(self, x, f"norm{i}", train))
+        for i in range(len(self.features)):
+            x = self.layer(x, i, train)
         return nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+    @recomputed
+    def layer(self, x: Array, i: int, train: bool) -> Array:
+        x = nn.Conv(
+            self.features[i],
+            (3, 3),
+            use_bias=self.norm is None,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            conv_general_dilated=ops.conv_general_dilated,
+            name=f"conv{i}",
+        )(x)
+        return nn.relu(normalise(self, x, f"norm{i}", train))

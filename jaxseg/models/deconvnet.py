@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.models.vgg import CONVS, VGG16
 from jaxseg.upsample import MaxUnpool, he_normal
 
@@ -33,6 +33,7 @@ class DeconvNet(nn.Module):
       middle: channels of fc6 and fc7.
       upsample: class or partial of `jaxseg.upsample`. The paper's puts each value back where the encoder's maximum was.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a stage again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -47,6 +48,7 @@ class DeconvNet(nn.Module):
     middle: int = 4096
     upsample: Callable[..., nn.Module] = MaxUnpool
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     norm = "batch"  # not a field
@@ -55,39 +57,44 @@ class DeconvNet(nn.Module):
     def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"]:
         self.check(image.shape)
 
-        def norm_relu(x: Array, name: str) -> Array:
-            return nn.relu(normalise(self, x, f"{name}_norm", train))
-
-        encoder = VGG16(self.features, norm="batch", dtype=self.dtype, axis_name=self.axis_name, name="encoder")
+        encoder = VGG16(self.features, norm="batch", dtype=self.dtype, remat=self.remat, axis_name=self.axis_name, name="encoder")
         stages = encoder(image, train=train)
         x = nn.Conv(self.middle, (7, 7), padding="VALID", kernel_init=he_normal, dtype=self.dtype, name="fc6")(stages[-1].pooled)
-        x = norm_relu(x, "fc6")
-        x = norm_relu(nn.Conv(self.middle, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="fc7")(x), "fc7")
+        x = self.norm_relu(x, "fc6", train)
+        x = self.norm_relu(nn.Conv(self.middle, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="fc7")(x), "fc7", train)
 
-        x = norm_relu(FullConv(self.features[-1], dtype=self.dtype, name="fc6_deconv")(x), "fc6_deconv")
+        x = self.norm_relu(FullConv(self.features[-1], dtype=self.dtype, name="fc6_deconv")(x), "fc6_deconv", train)
         for stage in (5, 4, 3, 2, 1):
             encoded, _, index = stages[stage - 1]
             x = self.upsample(self.features[stage - 1], dtype=self.dtype, name=f"up{stage}_sample")(x, [index])
             x = x[:, : encoded.shape[1], : encoded.shape[2]]
-            for i in range(CONVS[stage - 1], 0, -1):
-                x = nn.Conv(
-                    self.features[stage - 1] if i > 1 or stage == 1 else self.features[stage - 2],
-                    (3, 3),
-                    kernel_init=gaussian,
-                    dtype=self.dtype,
-                    conv_general_dilated=ops.conv_general_dilated,
-                    name=f"deconv{stage}_{i}",
-                )(x)
-                x = norm_relu(x, f"deconv{stage}_{i}")
+            x = self.decode(x, stage, train)
         logits = nn.Conv(self.num_classes, (1, 1), kernel_init=gaussian, dtype=self.dtype, name="logits")(x)
         return logits.astype(jnp.float32)
+
+    @recomputed
+    def decode(self, x: Array, stage: int, train: bool) -> Array:
+        for i in range(CONVS[stage - 1], 0, -1):
+            x = nn.Conv(
+                self.features[stage - 1] if i > 1 or stage == 1 else self.features[stage - 2],
+                (3, 3),
+                kernel_init=gaussian,
+                dtype=self.dtype,
+                conv_general_dilated=ops.conv_general_dilated,
+                name=f"deconv{stage}_{i}",
+            )(x)
+            x = self.norm_relu(x, f"deconv{stage}_{i}", train)
+        return x
+
+    def norm_relu(self, x: Array, name: str, train: bool) -> Array:
+        return nn.relu(normalise(self, x, f"{name}_norm", train))
 
     def check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 4:
             raise InputError(f"DeconvNet: got an image of shape {shape}; required [N, H, W, C]. Add the missing axes.")
         if self.num_classes < 1 or self.middle < 1:
             raise InputError(f"DeconvNet: got num_classes={self.num_classes}, middle={self.middle}; required at least 1 of each.")
-        if min(shape[1:3]) < SMALLEST:
+        if any(side < SMALLEST for side in shape[1:3]):
             nearest = " x ".join(str(max(side, SMALLEST)) for side in shape[1:3])
             raise InputError(
                 f"DeconvNet: got an image of {shape[1]} x {shape[2]} pixels; its 7 x 7 layer requires sides from {SMALLEST}. "

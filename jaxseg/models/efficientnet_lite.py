@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
+from jaxseg.models.layers import recomputed
 
 
 class Block(NamedTuple):
@@ -38,10 +39,12 @@ class EfficientNetLite0(nn.Module):
 
     Args:
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a block again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
     """
 
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -51,16 +54,19 @@ class EfficientNetLite0(nn.Module):
         x = _relu6(self.conv(image, 32, 3, "stem_conv", train, stride=2))
         maps = [x]
         for i, block in enumerate(BLOCKS):
-            entering, wide = x, x.shape[-1] * block.expand
-            if block.expand > 1:
-                x = _relu6(self.conv(x, wide, 1, f"block{i}_expand_conv", train))
-            x = _relu6(self.conv(x, wide, block.kernel, f"block{i}_depthwise_conv", train, stride=block.stride, groups=wide))
-            x = self.conv(x, block.features, 1, f"block{i}_project_conv", train)
-            if block.stride == 1 and entering.shape[-1] == block.features:
-                x = x + entering
+            x = self.block(x, block, f"block{i}", train)
             if i in AFTER:
                 maps.append(x)
         return maps
+
+    @recomputed
+    def block(self, x: Array, block: Block, name: str, train: bool) -> Array:
+        entering, wide = x, x.shape[-1] * block.expand
+        if block.expand > 1:
+            x = _relu6(self.conv(x, wide, 1, f"{name}_expand_conv", train))
+        x = _relu6(self.conv(x, wide, block.kernel, f"{name}_depthwise_conv", train, stride=block.stride, groups=wide))
+        x = self.conv(x, block.features, 1, f"{name}_project_conv", train)
+        return x + entering if block.stride == 1 and entering.shape[-1] == block.features else x
 
     def conv(self, x: Array, features: int, kernel: int, name: str, train: bool, *, stride: int = 1, groups: int = 1) -> Array:
         """A convolution and batch norm with the release's epsilon; its momentum, 0.99, would leave the statistics stale in short runs."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxseg import ops
 from jaxseg.errors import InputError
 from jaxseg.models.efficientnet_lite import EfficientNetLite0
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.models.resnet import RESNETS
 from jaxseg.models.vgg import VGG16
 
@@ -35,6 +35,7 @@ class EncoderUNet(nn.Module):
       frozen: what training leaves as it is, for weights learned elsewhere: "norm", the statistics of the encoder's batch norms; "encoder",
         all of it, and no gradient is computed there (give its weights rate 0 too: `config.rate_per_part`).
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a block again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -50,6 +51,7 @@ class EncoderUNet(nn.Module):
     width: int = 64
     frozen: Literal["norm", "encoder"] | None = None
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     norm = "batch"
@@ -59,7 +61,7 @@ class EncoderUNet(nn.Module):
         self.check(image.shape)
         hold = jax.lax.stop_gradient if self.frozen == "encoder" else lambda maps: maps
         encoding = train and self.frozen is None
-        options = {"dtype": self.dtype, "axis_name": self.axis_name, "name": "encoder"}
+        options = {"dtype": self.dtype, "remat": self.remat, "axis_name": self.axis_name, "name": "encoder"}
         if self.encoder == "vgg16":
             features = tuple(self.width * times for times in (1, 2, 4, 8, 8))
             stages = hold(VGG16(features, ceil_mode=False, **options)(image, train=encoding))
@@ -87,6 +89,7 @@ class EncoderUNet(nn.Module):
         )(x)
         return logits.astype(jnp.float32)
 
+    @recomputed
     def convs(self, x: Array, features: int, name: str, train: bool) -> Array:
         for i in (1, 2):
             x = nn.Conv(
@@ -110,7 +113,7 @@ class EncoderUNet(nn.Module):
                 f"EncoderUNet: got encoder={self.encoder!r}, decoder={self.decoder}, width={self.width}, num_classes={self.num_classes}; "
                 f"required one of {', '.join(ENCODERS)}, 5 numbers of channels from 1, a width from 1, and at least 1 class."
             )
-        if self.encoder == "vgg16" and min(shape[1:3]) < 32:
+        if self.encoder == "vgg16" and any(side < 32 for side in shape[1:3]):
             raise InputError(
                 f"EncoderUNet: got an image of {shape[1]} x {shape[2]} pixels; the nearest legal side is 32, five poolings of vgg16. "
                 "Pad the image by reflection, or take another encoder."

@@ -30,6 +30,7 @@ class FCN(nn.Module):
       fc_features: channels of fc6 and fc7.
       dropout: rate after fc6 and fc7. Plain, as in Caffe; wkentaro's drops whole channels.
       dtype: compute type up to the scores; parameters stay float32.
+      remat: compute what lies within a stage of the encoder again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; dropout is then that of the whole batch.
 
     Raises:
@@ -44,12 +45,13 @@ class FCN(nn.Module):
     fc_features: int = 4096
     dropout: float = 0.5
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"]:
         self.check()
-        encoder = VGG16(self.features, padding_first=100, dtype=self.dtype, axis_name=self.axis_name, name="encoder")
+        encoder = VGG16(self.features, padding_first=100, dtype=self.dtype, remat=self.remat, axis_name=self.axis_name, name="encoder")
         _, _, pool3, pool4, pool5 = (stage.pooled for stage in encoder(image, train=train))
 
         # The classifier, as convolutions.

@@ -30,6 +30,7 @@ class FCNResNet(nn.Module):
       width: of the encoder; 64 is the paper's.
       dropout: rate before the logits.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a block of the encoder again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics and dropout are then those of the whole batch.
 
     Raises:
@@ -45,6 +46,7 @@ class FCNResNet(nn.Module):
     width: int = 64
     dropout: float = 0.1
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     norm = "batch"
@@ -58,9 +60,8 @@ class FCNResNet(nn.Module):
     def heads(self, image: Float[Array, "n h w c"], train: bool = False) -> list[Float[Array, "n h w k"]]:
         """The logits, and those of the auxiliary head where there is one."""
         self.check()
-        encoder = RESNETS[self.encoder](
-            dilate=(False, True, True), width=self.width, dtype=self.dtype, axis_name=self.axis_name, name="encoder"
-        )
+        options = {"dtype": self.dtype, "remat": self.remat, "axis_name": self.axis_name, "name": "encoder"}
+        encoder = RESNETS[self.encoder](dilate=(False, True, True), width=self.width, **options)
         *_, layer3, layer4 = encoder(image, train=train and self.frozen is None)
         if self.frozen == "encoder":
             layer3, layer4 = jax.lax.stop_gradient((layer3, layer4))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.upsample import he_normal
 
 
@@ -33,6 +33,7 @@ class PlainEncoder(nn.Module):
     norm: Literal["batch", "group"] | None = None
     dilated: bool = False
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -43,22 +44,26 @@ class PlainEncoder(nn.Module):
                 "level of at least 1 channel."
             )
         x, maps = image, []
-        for level, features in enumerate(self.features):
-            rate = 2**level if self.dilated else 1
-            x = nn.Conv(
-                features,
-                (3, 3),
-                kernel_dilation=rate,
-                use_bias=self.norm is None,
-                kernel_init=he_normal,
-                dtype=self.dtype,
-                conv_general_dilated=ops.conv_general_dilated,
-                name=f"conv{level}",
-            )(x)
-            x = nn.relu(normalise(self, x, f"norm{level}", train))
-            x = _max_pool_atrous(x, rate) if self.dilated else ops.max_pool(x)
+        for level in range(len(self.features)):
+            x = self.level(x, level, train)
             maps.append(x)
         return maps
+
+    @recomputed
+    def level(self, x: Array, level: int, train: bool) -> Array:
+        rate = 2**level if self.dilated else 1
+        x = nn.Conv(
+            self.features[level],
+            (3, 3),
+            kernel_dilation=rate,
+            use_bias=self.norm is None,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            conv_general_dilated=ops.conv_general_dilated,
+            name=f"conv{level}",
+        )(x)
+        x = nn.relu(normalise(self, x, f"norm{level}", train))
+        return _max_pool_atrous(x, rate) if self.dilated else ops.max_pool(x)
 
 
 class DirectHeatmap(nn.Module):
@@ -66,10 +71,11 @@ class DirectHeatmap(nn.Module):
 
     Args:
       num_classes: 2 for a binary problem (background, foreground).
-      encoder: class or partial, `encoder(dtype=, axis_name=, name=)(image, train=)` -> maps, coarsest last; of a last `vgg.Stage` the
-        pooled map is taken.
+      encoder: class or partial, `encoder(dtype=, remat=, axis_name=, name=)(image, train=)` -> maps, coarsest last; of a last `vgg.Stage`
+        the pooled map is taken.
       enlarge: how the coarse map is brought to image size, "nearest" or "bilinear"; None leaves it as it is.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a level of the encoder again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
     """
 
@@ -77,6 +83,7 @@ class DirectHeatmap(nn.Module):
     encoder: Callable[..., nn.Module] = PlainEncoder
     enlarge: Literal["nearest", "bilinear"] | None = "bilinear"
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -88,7 +95,8 @@ class DirectHeatmap(nn.Module):
                 f"DirectHeatmap: got enlarge={self.enlarge!r}, num_classes={self.num_classes}; required 'nearest', 'bilinear' or None, and "
                 "at least 1 class."
             )
-        last = self.encoder(dtype=self.dtype, axis_name=self.axis_name, name="encoder")(image, train=train)[-1]
+        encoder = self.encoder(dtype=self.dtype, remat=self.remat, axis_name=self.axis_name, name="encoder")
+        last = encoder(image, train=train)[-1]
         x = getattr(last, "pooled", last)
         x = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
         return ops.resize(x, image.shape[1:3], self.enlarge) if self.enlarge else x

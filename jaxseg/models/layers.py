@@ -1,6 +1,8 @@
-"""What the models share below the level of their figures: normalisation and dropout that do not see how a batch is split."""
+"""What the models share below the level of their figures: normalisation and dropout that do not see how a batch is split, recomputation."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -47,3 +49,18 @@ class Dropout(nn.Module):
 
         kept = jax.vmap(keep)(first + jax.numpy.arange(n))
         return jax.numpy.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
+
+
+def recomputed(block: Callable[..., Array]) -> Callable[..., Array]:
+    """A model's method `block(self, x, ...)`: where `self.remat`, what lies inside is not kept for the gradient but computed again.
+
+    Source: Chen, Xu, Zhang & Guestrin 2016, Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
+    """
+
+    @functools.wraps(block)
+    def run(self: Any, x: Array, *rest: Any, **options: Any) -> Array:
+        if not self.remat:
+            return block(self, x, *rest, **options)
+        return nn.remat(lambda self, x: block(self, x, *rest, **options))(self, x)  # the rest is not traced
+
+    return run

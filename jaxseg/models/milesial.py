@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.upsample import TransposedConv, he_normal
 
 
@@ -23,6 +23,7 @@ class MilesialUNet(nn.Module):
       features: channels of each level, finest first.
       bilinear: enlarge bilinearly, corners aligned, at half of the coarsest channels, instead of by transposed convolutions.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a block again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -33,6 +34,7 @@ class MilesialUNet(nn.Module):
     features: tuple[int, ...] = (64, 128, 256, 512, 1024)
     bilinear: bool = False
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     norm = "batch"
@@ -40,7 +42,7 @@ class MilesialUNet(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"]:
         depth, share = len(self.features) - 1, 2 if self.bilinear else 1
-        if image.ndim != 4 or min(image.shape[1:3]) < 2**depth:
+        if image.ndim != 4 or any(side < 2**depth for side in image.shape[1:3]):
             raise InputError(
                 f"MilesialUNet: got an image of shape {image.shape}; required [N, H, W, C], H and W from {2**depth}, since {depth} "
                 "poolings halve them. Add the missing axes, or pad the image."
@@ -66,6 +68,7 @@ class MilesialUNet(nn.Module):
         logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="logits")(x)
         return logits.astype(jnp.float32)
 
+    @recomputed
     def convs(self, x: Array, features: tuple[int, ...], name: str, train: bool) -> Array:
         for i, width in enumerate(features, 1):
             x = nn.Conv(

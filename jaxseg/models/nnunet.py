@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
+from jaxseg.models.layers import recomputed
 from jaxseg.upsample import he_normal
 
 Axes = tuple[int, ...]
@@ -35,6 +36,7 @@ class NNUNet(nn.Module):
       deep_supervision: a head on every stage of the decoder. With train=True the result is then a tuple of their logits, finest first, each
         of its stage's size.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a layer or a residual block again for the gradient instead of keeping it: less memory, more time.
       axis_name: as in the other models; unused, since an instance norm sees no other example.
 
     Raises:
@@ -49,6 +51,7 @@ class NNUNet(nn.Module):
     kernels: tuple[int | Axes, ...] | None = None
     deep_supervision: bool = False
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @property
@@ -62,6 +65,7 @@ class NNUNet(nn.Module):
         self, image: Float[Array, "n *size c"], *, train: bool = False
     ) -> Float[Array, "n *size k"] | tuple[Float[Array, "n *_ k"], ...]:
         strides, kernels = self.plan(image.shape)
+        conv, block = recomputed(NNUNet.conv), recomputed(NNUNet.block)
         stages, ones = range(len(self.features)), (1,) * (image.ndim - 2)
 
         # Encoder.
@@ -70,8 +74,8 @@ class NNUNet(nn.Module):
             x = self.conv(x, 0, kernels[0], ones, "stem")
         for stage in stages:
             for i in range(self.convs if self.residual_blocks is None else self.residual_blocks[stage]):
-                layer = self.conv if self.residual_blocks is None else self.block
-                x = layer(x, stage, kernels[stage], strides[stage] if i == 0 else ones, f"down{stage}_{i + 1}")
+                layer = conv if self.residual_blocks is None else block
+                x = layer(self, x, stage, kernels[stage], strides[stage] if i == 0 else ones, f"down{stage}_{i + 1}")
             skips.append(x)
 
         # Decoder.
@@ -81,7 +85,7 @@ class NNUNet(nn.Module):
             x = jax.lax.slice(x, (0,) * x.ndim, (*skips[stage].shape[:-1], x.shape[-1]))  # a strided odd side is rounded up
             x = jnp.concatenate([x, skips[stage]], axis=-1)
             for i in range(self.convs):
-                x = self.conv(x, stage, kernels[stage], ones, f"up{stage}_{i + 1}")
+                x = conv(self, x, stage, kernels[stage], ones, f"up{stage}_{i + 1}")
             if stage == 0 or self.deep_supervision:
                 head = nn.Conv(self.num_classes, ones, kernel_init=he_normal, dtype=self.dtype, name=f"logits{stage}")
                 heads.append(head(x).astype(jnp.float32))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.upsample import he_normal
 
 
@@ -26,6 +26,7 @@ class ResidualUNet(nn.Module):
       upsample: None enlarges the map below by nearest with all its channels, which the paper leaves open and its 7.8 million parameters
         imply; or a class or partial of `jaxseg.upsample`, which reduces them to those of the level. There are no pooling positions.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a unit again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -37,6 +38,7 @@ class ResidualUNet(nn.Module):
     norm: Literal["batch", "group"] | None = "batch"
     upsample: Callable[..., nn.Module] | None = None
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -63,6 +65,7 @@ class ResidualUNet(nn.Module):
         logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="logits")(x)
         return logits.astype(jnp.float32)
 
+    @recomputed
     def unit(self, x: Array, level: int, name: str, train: bool) -> Array:
         """Figure 1b: norm, ReLU and convolution, twice, added to the shortcut; the image itself is convolved as it is."""
         stride = 2 if name.startswith("down") and level > 0 else 1

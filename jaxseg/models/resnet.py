@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -26,6 +26,7 @@ class ResNet(nn.Module):
         block keeps the dilation of the layer before.
       width: channels of the stem and of layer1's 3x3 convolutions; each layer doubles them.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a block again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -39,6 +40,7 @@ class ResNet(nn.Module):
     dilate: tuple[bool, ...] = (False, False, False)
     width: int = 64
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     norm = "batch"
@@ -60,6 +62,7 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
+    @recomputed
     def block(self, x: Array, features: int, name: str, train: bool, stride: int, dilation: int) -> Array:
         """Figure 5: the residual, and around it the identity, or a 1x1 projection where the shape changes."""
         if self.bottleneck:

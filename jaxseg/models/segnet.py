@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.models.vgg import CONVS, VGG16
 from jaxseg.upsample import MaxUnpool, he_normal
 
@@ -37,6 +37,7 @@ class SegNet(nn.Module):
       features: channels of each stage, finest first.
       upsample: class or partial of `jaxseg.upsample`. The paper's puts each value back where the encoder's maximum was.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a stage again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -49,6 +50,7 @@ class SegNet(nn.Module):
     features: tuple[int, ...] = (64, 128, 256, 512, 512)
     upsample: Callable[..., nn.Module] = MaxUnpool
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     norm = "batch"  # not a field
@@ -56,7 +58,7 @@ class SegNet(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w k"]:
         _check("SegNet", image.shape, self.num_classes)
-        encoder = VGG16(self.features, norm="batch", dtype=self.dtype, axis_name=self.axis_name, name="encoder")
+        encoder = VGG16(self.features, norm="batch", dtype=self.dtype, remat=self.remat, axis_name=self.axis_name, name="encoder")
         stages = encoder(image, train=train)
 
         x = stages[-1].pooled
@@ -64,10 +66,15 @@ class SegNet(nn.Module):
             encoded, _, index = stages[stage - 1]
             x = self.upsample(self.features[stage - 1], dtype=self.dtype, name=f"up{stage}_sample")(x, [index])
             x = x[:, : encoded.shape[1], : encoded.shape[2]]
-            for i in range(CONVS[stage - 1], int(stage == 1), -1):  # the mirror image of conv1_1 is the classifier
-                x = self.conv(x, self.features[stage - (1 if i > 1 else 2)], f"decode{stage}_{i}")
-                x = nn.relu(normalise(self, x, f"decode{stage}_{i}_norm", train))
+            x = self.decode(x, stage, train)
         return self.conv(x, self.num_classes, "logits").astype(jnp.float32)
+
+    @recomputed
+    def decode(self, x: Array, stage: int, train: bool) -> Array:
+        for i in range(CONVS[stage - 1], int(stage == 1), -1):  # the mirror image of conv1_1 is the classifier
+            x = self.conv(x, self.features[stage - (1 if i > 1 else 2)], f"decode{stage}_{i}")
+            x = nn.relu(normalise(self, x, f"decode{stage}_{i}_norm", train))
+        return x
 
     def conv(self, x: Array, features: int, name: str) -> Array:
         fast = ops.conv_general_dilated
@@ -94,6 +101,7 @@ class SegNetBasic(nn.Module):
         "fcn_no_addition_no_reduction": FCN-Basic-NoAddition-NoDimReduction.
       features: channels of every map; the paper's 64.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a stage again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -108,6 +116,7 @@ class SegNetBasic(nn.Module):
     decoder: Decoder = "segnet"
     features: int = 64
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     norm = "batch"  # not a field
@@ -154,6 +163,7 @@ class SegNetBasic(nn.Module):
                 x = x + (self.project(pooled[level - 1], f"score{level - 1}") if reduced else pooled[level - 1])
         return (x if reduced else self.project(x, "logits")).astype(jnp.float32)
 
+    @recomputed
     def conv(self, x: Array, name: str, train: bool, depthwise: bool = False) -> Array:
         groups = self.features if depthwise else 1
         x = nn.Conv(

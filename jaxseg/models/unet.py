@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import Dropout, normalise
+from jaxseg.models.layers import Dropout, normalise, recomputed
 from jaxseg.upsample import TransposedConv, center_crop, he_normal
 
 
@@ -25,6 +25,7 @@ class UNet(nn.Module):
       upsample: class or partial of `jaxseg.upsample`, which halves the channels.
       dropout: rate at the end of the contracting path: after its two coarsest levels, as in the authors' release.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a block again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics and dropout are then those of the whole batch.
 
     Raises:
@@ -38,6 +39,7 @@ class UNet(nn.Module):
     upsample: Callable[..., nn.Module] = TransposedConv
     dropout: float = 0.5
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -67,6 +69,7 @@ class UNet(nn.Module):
         logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="logits")(x)
         return logits.astype(jnp.float32)
 
+    @recomputed
     def convs(self, x: Array, level: int, name: str, train: bool) -> Array:
         """The blue arrows: two 3x3 convolutions, each with its ReLU."""
         for i in (1, 2):

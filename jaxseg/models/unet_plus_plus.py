@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.upsample import TransposedConv, he_normal
 
 
@@ -29,6 +29,7 @@ class UNetPlusPlus(nn.Module):
       level: evaluate only the columns up to this one, the paper's pruning: the logits are those of head `level` of the whole network,
         whose variables fit as they are if it was trained with deep_supervision. None is the last column.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a block again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -42,6 +43,7 @@ class UNetPlusPlus(nn.Module):
     deep_supervision: bool = False
     level: int | None = None
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @property
@@ -81,6 +83,7 @@ class UNetPlusPlus(nn.Module):
         heads = [self.head(node[0, j], j) for j in range(1 if self.deep_supervision else last, last + 1)]
         return tuple(heads) if train and self.deep_supervision else heads[-1]
 
+    @recomputed
     def convs(self, x: Array, i: int, j: int, train: bool) -> Array:
         for n in (1, 2):
             x = nn.Conv(

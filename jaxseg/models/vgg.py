@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxseg import ops
 from jaxseg.errors import InputError
-from jaxseg.models.layers import normalise
+from jaxseg.models.layers import normalise, recomputed
 from jaxseg.upsample import he_normal
 
 CONVS = (2, 2, 3, 3, 3)
@@ -35,6 +35,7 @@ class VGG16(nn.Module):
       padding_first: zeros around the image in conv1_1; FCN has 100.
       ceil_mode: False leaves out the last pooling window of an odd side, as torchvision does; sides from 32 only.
       dtype: compute type; parameters stay float32.
+      remat: compute what lies within a stage again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics are then those of the whole batch.
 
     Raises:
@@ -46,6 +47,7 @@ class VGG16(nn.Module):
     padding_first: int = 1
     ceil_mode: bool = True
     dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -53,22 +55,27 @@ class VGG16(nn.Module):
         self.check(image.shape)
         x, stages = image, []
         for stage, convs in enumerate(CONVS, 1):
-            for i in range(1, convs + 1):
-                p = self.padding_first if (stage, i) == (1, 1) else 1
-                x = nn.Conv(
-                    self.features[stage - 1],
-                    (3, 3),
-                    padding=((p, p), (p, p)),
-                    kernel_init=he_normal,
-                    dtype=self.dtype,
-                    conv_general_dilated=ops.conv_general_dilated,
-                    name=f"conv{stage}_{i}",
-                )(x)
-                x = nn.relu(normalise(self, x, f"norm{stage}_{i}", train))
+            x = self.convs(x, stage, convs, train)
             pooled, index = ops.max_pool_with_indices(x, ceil_mode=self.ceil_mode)
             stages.append(Stage(x, pooled, index))
             x = pooled
         return stages
+
+    @recomputed
+    def convs(self, x: Array, stage: int, number: int, train: bool) -> Array:
+        for i in range(1, number + 1):
+            p = self.padding_first if (stage, i) == (1, 1) else 1
+            x = nn.Conv(
+                self.features[stage - 1],
+                (3, 3),
+                padding=((p, p), (p, p)),
+                kernel_init=he_normal,
+                dtype=self.dtype,
+                conv_general_dilated=ops.conv_general_dilated,
+                name=f"conv{stage}_{i}",
+            )(x)
+            x = nn.relu(normalise(self, x, f"norm{stage}_{i}", train))
+        return x
 
     def check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 4:
@@ -79,7 +86,7 @@ class VGG16(nn.Module):
                 "channels from 1, norm None or 'batch', and a padding from 1. Correct the field."
             )
         least = 34 - 2 * self.padding_first
-        if not self.ceil_mode and min(shape[1:3]) < least:
+        if not self.ceil_mode and any(side < least for side in shape[1:3]):
             raise InputError(
                 f"VGG16: got an image of {shape[1]} x {shape[2]} pixels; with floor pooling a side must have {least} at least. "
                 "Pad the image, or use ceil_mode=True."

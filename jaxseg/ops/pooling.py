@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Int32
 
 from jaxseg.errors import InputError
-from jaxseg.ops.shapes import Pair, need_floats, need_image, pair
+from jaxseg.ops.shapes import Pair, cut, need_floats, need_image, pair
 
 
 class _Axis(NamedTuple):
@@ -30,8 +30,9 @@ class _Axis(NamedTuple):
     padding: int
     count: int
 
-    def starts(self) -> np.ndarray:
-        return np.arange(self.count, dtype=np.int32) * self.stride - self.padding
+    def starts(self) -> Any:
+        arange = np.arange if isinstance(self.count, int) else jnp.arange  # an export may leave it open
+        return arange(self.count, dtype=np.int32) * self.stride - self.padding
 
 
 def max_pool(
@@ -152,7 +153,9 @@ def window_indices(
 def _pool(x: Array, rows: _Axis, columns: _Axis) -> Array:
     """The maximum of each window; the rule below gives it the derivative of the first maximum, where `jnp.maximum` would halve ties."""
     parts = [(_strided(rows, i), _strided(columns, j)) for i, j in _positions(rows, columns)]
-    return functools.reduce(jnp.maximum, [_pad(x[..., height, width, :], -jnp.inf, up, left) for (height, up), (width, left) in parts])
+    return functools.reduce(
+        jnp.maximum, [_pad(cut(x, {-3: height, -2: width}), -jnp.inf, up, left) for (height, up), (width, left) in parts]
+    )
 
 
 @_pool.defjvp
@@ -173,8 +176,9 @@ def _argmax(x: Array, rows: _Axis, columns: _Axis) -> Array:
     values = []
     for i, j in _positions(rows, columns):
         (u, a), (v, b) = divmod(i - rows.padding, rows.stride), divmod(j - columns.padding, columns.stride)
-        values.append(_pad(cells[..., a, :, b, :], -jnp.inf, (-u, rows.count + u - height), (-v, columns.count + v - width)))
-    up, left = (np.maximum(0, -axis.starts()) for axis in (rows, columns))  # the first position of a window that is not in the padding
+        one = lax.squeeze(cut(cells, {-4: slice(a, a + 1), -2: slice(b, b + 1)}), (cells.ndim - 4, cells.ndim - 2))
+        values.append(_pad(one, -jnp.inf, (-u, rows.count + u - height), (-v, columns.count + v - width)))
+    up, left = ((-axis.starts()).clip(0) for axis in (rows, columns))  # the first position of a window that is not in the padding
     first = jnp.asarray(up[:, None, None] * columns.window + left[:, None], _dtype(rows, columns))
     best, index = values[0], jnp.broadcast_to(first, values[0].shape)
     for position, value in enumerate(values[1:], 1):
@@ -221,7 +225,8 @@ def _shifted(x: Array, fill: float, rows: _Axis, columns: _Axis) -> Iterator[tup
     height, width = -(-rows.size // rows.stride) + (len(us) * len(vs) > 1), -(-columns.size // columns.stride)
     x = _pad(x, fill, (us[0], height - rows.count - us[-1]), (vs[0], width - columns.count - vs[-1]))
     for u, v in itertools.product(us, vs):
-        yield (u, v), x[..., us[0] - u : us[0] - u + height, None, vs[0] - v : vs[0] - v + width, None, :]
+        shifted = cut(x, {-3: slice(us[0] - u, us[0] - u + height), -2: slice(vs[0] - v, vs[0] - v + width)})
+        yield (u, v), jnp.expand_dims(shifted, (-4, -2))
 
 
 def _positions(rows: _Axis, columns: _Axis) -> Iterable[tuple[int, int]]:
@@ -233,7 +238,7 @@ def _strided(axis: _Axis, i: int) -> tuple[slice, tuple[int, int]]:
     first = min(axis.count, max(0, -((i - axis.padding) // axis.stride)))
     behind = max(first, min(axis.count, (axis.size - 1 + axis.padding - i) // axis.stride + 1))
     start = first * axis.stride - axis.padding + i
-    return slice(start, start + (behind - first) * axis.stride, axis.stride), (first, axis.count - behind)
+    return slice(start, min(start + (behind - first) * axis.stride, axis.size), axis.stride), (first, axis.count - behind)
 
 
 def _cells(x: Array, rows: _Axis, columns: _Axis, fill: float) -> Array:

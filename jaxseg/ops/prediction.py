@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxseg.errors import InputError
 from jaxseg.ops.conv_transpose import conv_transpose
 from jaxseg.ops.resize import Phases, phases, weighted_sum
-from jaxseg.ops.shapes import Pair, integer, need_floats, need_image, pair
+from jaxseg.ops.shapes import Pair, cut, integer, need_floats, need_image, pair
 
 
 def bilinear_kernel(scale: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def upsample_prediction(
     need_floats("upsample_prediction", x.dtype)
     scale = integer("upsample_prediction", "scale", scale, 1)
     *_, h, w, c = x.shape
-    if min(h, w) < 1:
+    if h < 1 or w < 1:
         raise InputError(f"upsample_prediction: got shape {x.shape}; required height and width from one pixel on. Leave out empty images.")
     k = len(_triangle(scale)) if kernel is None else (*kernel.shape, 0)[0]
     if kernel is not None and (k < scale or kernel.shape not in {(k, k), (k, k, c)}):
@@ -82,12 +82,14 @@ def upsample_prediction(
             f"upsample_prediction: got offset {offset} and size {size}; the whole has {whole[0]} x {whole[1]} pixels. "
             "Pad the image more before the network, or ask for less."
         )
+    if kernel is None and not all(isinstance(side, int) for side in (h, w, *size)):  # an export may leave them open
+        kernel = jnp.asarray(bilinear_kernel(scale))
     if kernel is None:
         maps = (_triangles(old, scale, offset, new) for old, new in zip((h, w), size, strict=True))
         return weighted_sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), *maps).astype(x.dtype)
     filters = jnp.broadcast_to(kernel.reshape(k, k, -1), (k, k, c)).astype(x.dtype)
     y = conv_transpose(x, filters[..., None], scale, groups=c)
-    return y[..., offset : offset + size[0], offset : offset + size[1], :]
+    return cut(y, {-3: slice(offset, offset + size[0]), -2: slice(offset, offset + size[1])})
 
 
 def _triangle(scale: int) -> np.ndarray:

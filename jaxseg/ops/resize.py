@@ -8,7 +8,7 @@ ever meet the weight zero. So everything is pads, slices, products and sums, and
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def resize(
     if method not in METHODS:
         raise InputError(f"resize: got method {method!r}; required one of {', '.join(METHODS)}.")
     size = pair("resize", "size", size, 1, "Give the new height and width.")
-    if min(x.shape[-3:-1]) < 1:
+    if any(n < 1 for n in x.shape[-3:-1]):
         raise InputError(f"resize: got shape {x.shape}; required height and width from one pixel on. Leave out empty images.")
     if method in NEAREST and align_corners:
         raise InputError(f"resize: got align_corners=True with method {method!r}; only interpolation has it. Leave it out.")
@@ -69,14 +69,18 @@ def resize(
         need_floats("resize", x.dtype, "Convert the image first, e.g. x.astype(jnp.float32), or take 'nearest' for labels.")
     *n, h, w, c = x.shape
     # An axis of one pixel is left for the broadcast at the end.
-    rows, columns = (None if old in (1, new) else _grid(old, new, method, align_corners) for old, new in zip((h, w), size, strict=True))
     if method in NEAREST:
         times = tuple(1 if old == 1 or new % old else new // old for old, new in zip((h, w), size, strict=True))
-        y = selection(x, x.ndim - 2, columns) if columns and times[1] == 1 else x
-        y = selection(y, x.ndim - 3, rows) if rows and times[0] == 1 else y
+        y = x
+        for at, old, new, whole in ((x.ndim - 2, w, size[1], times[1]), (x.ndim - 3, h, size[0], times[0])):
+            y = selection(y, at, _grid(old, new, method, False)) if whole == 1 and old not in (1, new) else y
         y = repeat(y, *times)
-    else:
-        y = weighted_sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), rows, columns).astype(x.dtype)
+    elif all(isinstance(side, int) for side in (h, w, *size)):
+        maps = (None if old in (1, new) else _grid(old, new, method, align_corners) for old, new in zip((h, w), size, strict=True))
+        y = weighted_sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), *maps).astype(x.dtype)
+    else:  # an export may leave them open
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = _gathered(_gathered(y, x.ndim - 2, size[1], method, align_corners), x.ndim - 3, size[0], method, align_corners).astype(x.dtype)
     return jnp.broadcast_to(y, (*n, *size, c))
 
 
@@ -234,20 +238,37 @@ def _grid(old: int, new: int, method: str, align_corners: bool) -> Phases:
     if method in NEAREST:
         index = o * old // new if method == "nearest" else (2 * o + 1) * old // (2 * new)
         return phases(index[:, None], np.ones((new, 1)), old)
-    # In whole numbers, so that a new pixel on an old one reads no other.
-    position, unit = (o * (old - 1), max(new - 1, 1)) if align_corners else ((2 * o + 1) * old - new, 2 * new)
+    return phases(*_taps(np, old, new, method, align_corners), old)
+
+
+def _gathered(x: Float[Array, "*n"], at: int, new: int, method: str, align_corners: bool) -> Float[Array, "*n"]:
+    """What `weighted_sum` gives along an axis whose size is a symbol, which has no table: pixels are read by their numbers."""
+    if x.shape[at] == new:
+        return x
+    index, weight = _taps(jnp, x.shape[at], new, method, align_corners)
+    column = (-1, *[1] * (x.ndim - 1 - at))
+    taps = [jnp.take(x, i, at, mode="clip") * w.reshape(column).astype(x.dtype) for i, w in zip(index.T, weight.T, strict=True)]
+    return functools.reduce(jnp.add, taps)
+
+
+def _taps(xp: Any, old: int, new: int, method: str, align_corners: bool) -> tuple[Any, Any]:
+    """The old pixels that each new one takes from and their weights, [new, taps]: by numpy, or by jax.numpy where sizes are open."""
+    o = xp.arange(new)
+    # In whole numbers, so that a new pixel on an old one reads no other; the smallest, since JAX's have 32 bits.
+    a, b = (old, new) if new % old else (1, new // old)
+    position, unit = (o * (old - 1), max(new - 1, 1)) if align_corners else ((2 * o + 1) * a - b, 2 * b)
     index = position[:, None] // unit + (np.arange(2) if method == "bilinear" else np.arange(-1, 3))
-    weight = _kernel(method, np.abs(position[:, None] - unit * index) / unit)
+    weight = _kernel(xp, method, abs(position[:, None] - unit * index) / unit)
     if method == "bicubic":
-        weight = np.where((index >= 0) & (index < old), weight, 0)
-        weight /= weight.sum(1, keepdims=True)
-    return phases(np.clip(index, 0, old - 1), weight, old)
+        weight = xp.where((index >= 0) & (index < old), weight, 0)
+        weight = weight / weight.sum(1, keepdims=True)
+    return index.clip(0, old - 1), weight
 
 
-def _kernel(method: str, distance: np.ndarray) -> np.ndarray:
+def _kernel(xp: Any, method: str, distance: Any) -> Any:
     if method == "bilinear":
         return 1 - distance
     a = -0.5 if method == "bicubic" else -0.75
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-    return np.where(distance < 1, near, far)
+    return xp.where(distance < 1, near, far)

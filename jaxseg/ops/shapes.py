@@ -1,11 +1,13 @@
 """The demands that `jaxseg.ops` makes on its input."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import export, lax
+from jaxtyping import Array, Shaped
 
 from jaxseg.errors import InputError
 
@@ -37,12 +39,22 @@ def pair(who: str, name: str, value: Any, least: int, advice: str = "Give number
     """(rows, columns) of a `Pair`. Raises InputError for anything else, as `integer` does."""
     several = isinstance(value, Sequence) or np.ndim(value)
     both = [_integer(v) for v in (value if several else (value, value))]
-    if len(both) != 2 or both[0] is None or both[1] is None or min(both[0], both[1]) < least:
+    if len(both) != 2 or both[0] is None or both[1] is None or both[0] < least or both[1] < least:
         raise InputError(f"{who}: got {name} {value!r}; required an integer from {least}, or two: for rows and columns. {advice}")
     return both[0], both[1]
 
 
+def cut(x: Shaped[Array, "*n"], parts: Mapping[int, slice]) -> Shaped[Array, "*m"]:
+    """What `x[...]` would be with these slices of these axes; where an export leaves sizes open, jnp's indices become a gather."""
+    start, stop, step = [0] * x.ndim, list(x.shape), [1] * x.ndim
+    for axis, part in parts.items():
+        start[axis], stop[axis], step[axis] = part.start, part.stop, part.step or 1
+    return x if (start, stop, step) == ([0] * x.ndim, list(x.shape), [1] * x.ndim) else lax.slice(x, start, stop, step)
+
+
 def _integer(value: Any) -> int | None:
+    if export.is_symbolic_dim(value):  # a size that an export leaves open
+        return value  # pyright: ignore[reportReturnType]
     try:
         return None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:

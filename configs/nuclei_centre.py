@@ -1,0 +1,56 @@
+"""Nuclei as separate objects: a small U-Net learns the foreground and, at each of its pixels, the way to the centre of its object.
+
+Source: U-Net of Ronneberger et al. 2015, same padding, batch norm, a quarter of the width; the route: jaxseg/instances/centre.py.
+Command: jaxseg data prepare dsb2018 --source FOLDER --data-dir data
+         jaxseg train configs/nuclei_centre.py --data-dir data --workdir runs/nuclei_centre
+         jaxseg evaluate runs/nuclei_centre
+"""
+
+import functools
+
+from jaxseg.config import Config, adamw
+from jaxseg.data import augment
+from jaxseg.models import UNet
+from jaxseg.upsample import UPSAMPLERS
+
+
+def get_config(
+    data: str = "dsb2018",
+    steps: int = 2500,
+    batch_size: int = 8,
+    size: int = 128,
+    features: tuple[int, ...] = (16, 32, 64, 128),
+    learning_rate: float = 4e-3,
+    seed: int = 0,
+) -> Config:
+    """U-Net and arrows to the centres on the nuclei of dsb2018, or on the generated cells.
+
+    Args:
+      data: dsb2018, or another set with instance maps, such as cells.
+      steps: optimizer steps.
+      batch_size: crops a step.
+      size: side of the square crops, pixels.
+      features: channels of each level, finest first.
+      learning_rate: peak of the schedule.
+      seed: of the weights, the order and the augmentation.
+    """
+    intensities = (  # the brightest images of dsb2018 are 16 times as bright as the darkest
+        functools.partial(augment.gamma, exponent=(0.6, 1.5)),
+        functools.partial(augment.contrast, factor=(0.4, 2.0)),
+        functools.partial(augment.brightness, delta=0.05),
+    )
+    return Config(
+        data=data,
+        model=functools.partial(UNet, features=features, padding="same", norm="batch", dropout=0.0, upsample=UPSAMPLERS["transposed"]),
+        optimizer=adamw(learning_rate, steps),
+        instances="centre",
+        steps=steps,
+        batch_size=batch_size,
+        size=(size, size),
+        augment=(augment.flip, augment.rot90, *intensities),
+        ema_decay=0.99,
+        test_split="val",
+        eval_every=500,
+        save_every=100,
+        seed=seed,
+    )
