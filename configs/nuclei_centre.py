@@ -34,7 +34,7 @@ def get_config(
       learning_rate: peak of the schedule.
       seed: of the weights, the order and the augmentation.
     """
-    intensities = (  # the brightest images of dsb2018 are 16 times as bright as the darkest
+    intensities = (
         functools.partial(augment.gamma, exponent=(0.6, 1.5)),
         functools.partial(augment.contrast, factor=(0.4, 2.0)),
         functools.partial(augment.brightness, delta=0.05),
@@ -48,6 +48,7 @@ def get_config(
         batch_size=batch_size,
         size=(size, size),
         augment=(augment.flip, augment.rot90, *intensities),
+        percentiles=(1.0, 99.8),  # the brightest images are 16 times as bright as the darkest
         ema_decay=0.99,
         test_split="val",
         eval_every=500,

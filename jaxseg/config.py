@@ -51,6 +51,8 @@ class Config:
       start: `start(model, variables)` gives the weights to begin with in place of fresh `variables`, e.g. of `jaxseg.weights.start`.
       mean_std: mean and standard deviation of each channel, 0..1, by which images are standardised, as the starting weights need them;
         None measures the training images.
+      percentiles: two percentiles of each image that are brought to 0 and 1 before all else, such as (1, 99.8), where exposures differ from
+        image to image; None leaves brightness as it is.
       resize: factor by which images are resampled before training and prediction; results are brought back.
       weight_map: weight of each pixel of a record, e.g. `jaxseg.weight_map.border_weight_map`.
       accumulate: parts in which a step takes its batch, for large ones; `train_state.train_step` says what changes.
@@ -71,6 +73,7 @@ class Config:
     augment: tuple[Callable[..., Any], ...] = ()
     start: Callable[[nn.Module, Any], Any] | None = None
     mean_std: tuple[Sequence[float], Sequence[float]] | None = None
+    percentiles: tuple[float, float] | None = None
     resize: float = 1.0
     weight_map: Callable[[Record], np.ndarray] | None = None
     accumulate: int = 1
@@ -93,6 +96,8 @@ class Config:
             raise InputError(f"size: got {self.size}; required at least 1 x 1 pixels.")
         if not 0 < self.resize <= 4:
             raise InputError(f"resize: got {self.resize}; required a factor above 0 and at most 4.")
+        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise InputError(f"percentiles: got {self.percentiles}; required two that rise, from 0 to 100, such as (1, 99.8).")
         if self.instances is not None:
             find_route(self.instances)
         if not 0 <= self.ema_decay < 1:

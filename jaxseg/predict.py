@@ -1,5 +1,6 @@
 """`jaxseg predict`: label images, overlays and probabilities of anyone's pictures, and label maps of images larger than memory."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from jaxseg.inference.dense import dense as dense_predict
 from jaxseg.inference.region_files import LARGE, is_region_file, is_zarr, open_regions
 from jaxseg.inference.region_prediction import file_identity, predict_regions
 from jaxseg.inference.tiles import Blend, Region, assembled, tiled_regions
-from jaxseg.inference.whole import Predict, standardise
+from jaxseg.inference.whole import Predict, predict_whole, standardise, stretched
 from jaxseg.pictures import outlines, overlay, png_bytes, write_index_png, write_label_map
 from jaxseg.progress import progress
 from jaxseg.run_folder import Run, load_run
@@ -98,7 +99,8 @@ def predict(
 
 def _predictor(run: Run, dense: Method | None, tta: bool) -> Predict:
     """(variables, image [N,H,W,C] in 0..1) -> logits [N,H,W,K], compiled as far as that can be."""
-    predict = run.predict if dense is None else dense_predict(run.model, dense, **run.description["preprocess"])
+    preprocess = {**run.description["preprocess"], "percentiles": None}  # of the whole image, before it is cut into tiles
+    predict = functools.partial(predict_whole, run.model, **preprocess) if dense is None else dense_predict(run.model, dense, **preprocess)
     if dense != "shift_and_stitch":  # which compiles the coarse net, and runs it several times
         predict = jax.jit(predict)
     return augmented(predict) if tta else predict
@@ -127,8 +129,10 @@ def _tiles(run: Run, predict: Predict, exact: bool, tile: int, blend: Blend | No
 def _segmenter(run: Run, predict: Predict, regions: Callable[..., Iterator[Region]], tiled: bool) -> Segment:
     """Logits of one image in memory: by tiles where that is asked for or the image is large, or else whole."""
     by_tiles = assembled(regions)
+    percentiles = run.description["preprocess"].get("percentiles")
 
     def segment(image: Float[np.ndarray, "h w c"]) -> Any:
+        image = image if percentiles is None else stretched(image[None], percentiles)[0]
         if tiled or image.shape[0] * image.shape[1] >= LARGE:
             return by_tiles(run.variables, image)
         return predict(run.variables, jnp.asarray(image)[None])[0]
@@ -153,6 +157,8 @@ def _write(run: Run, image: np.ndarray, logits: Any, paths: list[Path]) -> None:
 
 def _predict_regions(run: Run, regions: Callable[..., Iterator[Region]], file: Path, paths: list[Path], options: list[Any]) -> None:
     """The results for a file that is read region by region: label map and overview."""
+    if run.description["preprocess"].get("percentiles"):
+        raise InputError(f"{file}: is read by regions, and this run needs the whole image's percentiles. Cut the image into PNG files.")
     if run.route is not None:
         raise InputError(f"{file}: is read by regions, which separating objects cannot. Cut the image into PNG files of 16 million pixels.")
     if len(paths) > 2:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +20,11 @@ import tyro
 
 from jaxseg import parallel, run_folder
 from jaxseg.config import Config, load_get_config, with_options
-from jaxseg.data import Dataset, Split, channel_statistics, open_dataset, train_batches
+from jaxseg.data import Dataset, Split, channel_statistics, open_dataset, to_float, train_batches
 from jaxseg.data.listing import Record
 from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate_objects, evaluate_split, true_objects
-from jaxseg.inference.whole import predict_whole
+from jaxseg.inference.whole import predict_whole, stretched
 from jaxseg.instances.routes import find_route
 from jaxseg.model_json import MIN_STD, info_to_json, model_to_json
 from jaxseg.progress import progress
@@ -126,7 +126,7 @@ def train(
         ),
         how,
     )
-    predict = functools.partial(predict_whole, model, mean=mean, std=std, resize=config.resize)
+    predict = functools.partial(predict_whole, model, mean=mean, std=std, resize=config.resize, percentiles=config.percentiles)
 
     def evaluate_now(state: Any) -> dict[str, float]:
         assert config.eval_split is not None
@@ -141,7 +141,7 @@ def train(
 
     # ---- Steps -----------------------------------------------------------------------------------------------------------
     batches = train_batches(
-        dataset.split("train") if route is None else Split(dataset.split("train"), _instances_as_label),
+        Split(_training_images(config, dataset), _instances_as_label) if route is not None else _training_images(config, dataset),
         batch_size=config.batch_size,
         size=config.size,
         seed=config.seed,
@@ -194,6 +194,15 @@ def train(
 
 def _step(state: Any, batch: Any, axis_name: str | None = None, *, model: Any, **rest: Any) -> Any:
     return train_step(state, batch, model=model.clone(axis_name=axis_name), axis_name=axis_name, **rest)
+
+
+def _training_images(config: Config, dataset: Dataset) -> Sequence[Record]:
+    """The training split, of stretched images where the config says so: as whole images, before they are cut."""
+    split = dataset.split("train")
+    if config.percentiles is None:
+        return split
+    percentiles = config.percentiles
+    return Split(split, lambda record: {**record, "image": stretched(to_float(record["image"])[None], percentiles)[0]})
 
 
 def _instances_as_label(record: Record) -> Record:
@@ -250,13 +259,14 @@ def _describe(
                 f"--workdir {workdir}: was begun with others: {'; '.join(changed)}. Give the same command, or another --workdir."
             )
         return {**description, "preprocess": old["preprocess"]}
-    mean, std = map(np.asarray, config.mean_std or channel_statistics(dataset.split("train")))
+    mean, std = map(np.asarray, config.mean_std or channel_statistics(_training_images(config, dataset)))
     if not mean.shape == std.shape == (dataset.info.channels,):
         raise InputError(
             f"mean_std: got {mean.size} means and {std.size} deviations; the images of {config.data} have {dataset.info.channels} "
             "channels. Give one of each a channel, or None to measure them."
         )
-    return {**description, "preprocess": {"mean": mean.tolist(), "std": np.maximum(std, MIN_STD).tolist(), "resize": config.resize}}
+    preprocess = {"mean": mean.tolist(), "std": np.maximum(std, MIN_STD).tolist(), "resize": config.resize}
+    return {**description, "preprocess": preprocess | ({"percentiles": list(config.percentiles)} if config.percentiles else {})}
 
 
 def _version() -> str:

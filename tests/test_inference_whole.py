@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from random_variables import random_variables
 
-from jaxseg.inference.whole import predict_whole, resized, standardise
+from jaxseg.inference.whole import predict_whole, resized, standardise, stretched
 from jaxseg.models import UNet
 from jaxseg.models.unet import margin, output_size
 
@@ -127,3 +127,13 @@ def test_prediction_standardises_as_training_does(padding):
     logits = _predict(model, mean=mean, std=std)(variables, image)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     assert np.max(np.abs(logits - _predict(model)(variables, image))) > 1e-2
+
+
+def test_a_stretched_image_has_its_own_percentiles_at_0_and_1_whatever_its_exposure():
+    image = _image(2, 31, 40, 3)
+    exposures = image * np.array([0.05, 1.7], np.float32)[:, None, None, None] + 0.2
+    out = stretched(image, (1.0, 99.0))
+    np.testing.assert_allclose(np.percentile(out, [1, 99], (1, 2)), np.broadcast_to([[[0]], [[1]]], (2, 2, 3)), atol=1e-5)
+    np.testing.assert_allclose(stretched(exposures, (1.0, 99.0)), out, atol=1e-4)
+    np.testing.assert_allclose(_predict(Identity(), percentiles=(1.0, 99.0))({}, exposures), out, atol=1e-4)
+    assert np.isfinite(stretched(np.zeros((1, 4, 4, 1), np.float32), (1.0, 99.0))).all()

@@ -20,7 +20,7 @@ from jaxseg.heatmaps.grad_cam import seg_grad_cam
 from jaxseg.heatmaps.layers import OUTPUT, check_layer, layers
 from jaxseg.heatmaps.page import Heat, Layer, Picture, write_page
 from jaxseg.heatmaps.patches import strongest_patches
-from jaxseg.inference.whole import Predict, predict_whole, resized
+from jaxseg.inference.whole import Predict, predict_whole, resized, stretched
 from jaxseg.model_json import plain
 from jaxseg.ops.conv import pixels_counted
 from jaxseg.pictures import to_rgb
@@ -111,6 +111,8 @@ def _look(run: Run, files: Sequence[Path], names: Sequence[str]) -> tuple[list[S
         for file in files:
             picture = read(file, run)
             image = jnp.asarray(to_float(picture))
+            if percentiles := run.description["preprocess"].get("percentiles"):  # which see all of the image, as no layer does
+                image = stretched(image[None], percentiles)[0]
             if factor != 1:
                 height, width, depth = image.shape
                 image = jax.image.resize(image, (*resized((height, width), factor), depth), "linear", antialias=True)
@@ -129,7 +131,7 @@ def _look(run: Run, files: Sequence[Path], names: Sequence[str]) -> tuple[list[S
 def _network(run: Run) -> tuple[Predict, float]:
     """The run's prediction without its resampling, and the factor of that: what a pixel sees is counted in pixels that the network gets."""
     preprocess = run.description["preprocess"]
-    return functools.partial(predict_whole, run.model, **{**preprocess, "resize": 1.0}), preprocess["resize"]
+    return functools.partial(predict_whole, run.model, **{**preprocess, "resize": 1.0, "percentiles": None}), preprocess["resize"]
 
 
 def _maps(

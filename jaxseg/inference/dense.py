@@ -26,7 +26,7 @@ class _Cells(NamedTuple):
     first: int = 0
 
 
-def dense(model: nn.Module, method: Method, *, mean: Any = 0.0, std: Any = 1.0, resize: float = 1.0) -> Predict:
+def dense(model: nn.Module, method: Method, **preprocess: Any) -> Predict:
     """(variables, image [N,H,W,C] in 0..1) -> logits [N,H,W,K] that the net computes at each pixel; of a run:
     `dense(run.model, method, **run.description["preprocess"])(run.variables, image)`.
 
@@ -37,7 +37,7 @@ def dense(model: nn.Module, method: Method, *, mean: Any = 0.0, std: Any = 1.0, 
 
     Args:
       model: `DirectHeatmap`, `FCN` or `FCNResNet`; a-trous needs a `DirectHeatmap` on `PlainEncoder`.
-      mean, std, resize: as in `predict_whole`.
+      preprocess: mean, std, resize and percentiles as `predict_whole` takes them.
 
     Raises:
       InputError: a model or a method for which this has no meaning.
@@ -62,7 +62,7 @@ def dense(model: nn.Module, method: Method, *, mean: Any = 0.0, std: Any = 1.0, 
             "whose every layer can be dilated. Take shift_and_stitch."
         )
     whole: Any = types.SimpleNamespace(apply=apply)  # predict_whole asks no more of a model
-    return functools.partial(predict_whole, whole, mean=mean, std=std, resize=resize)
+    return functools.partial(predict_whole, whole, **preprocess)
 
 
 def _stitched(model: nn.Module, net: Predict, variables: Any, image: Float[Array, "n h w c"]) -> Float[Array, "n h w k"]:

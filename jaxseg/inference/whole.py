@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxseg.models.unet import UNet, legal_sizes, margin, output_size
@@ -16,15 +17,35 @@ def standardise(image: Float[Array, "n h w c"], mean: Any, std: Any) -> Float[Ar
     return (image - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
+def stretched(image: Any, percentiles: tuple[float, float]) -> Any:
+    """Images [N,H,W,C], of NumPy or of JAX, each channel with its two percentiles at 0 and 1: exposures that differ become alike.
+
+    What lies outside them is kept. The percentiles of a nearly constant image count as 0.001 apart.
+    """
+    xp: Any = np if isinstance(image, np.ndarray) else jnp
+    low, high = xp.percentile(image, xp.asarray(percentiles, np.float32), (1, 2), keepdims=True)
+    return (image - low) / xp.maximum(high - low, np.float32(1e-3))
+
+
 def predict_whole(
-    model: nn.Module, variables: Any, image: Float[Array, "n h w c"], *, mean: Any = 0.0, std: Any = 1.0, resize: float = 1.0
+    model: nn.Module,
+    variables: Any,
+    image: Float[Array, "n h w c"],
+    *,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    resize: float = 1.0,
+    percentiles: tuple[float, float] | None = None,
 ) -> Float[Array, "n h w k"]:
     """Logits [N,H,W,K] for images [N,H,W,C] in 0..1, whatever the size.
 
     Unpadded U-Nets get their missing context by reflection at the border (U-Net paper, figure 2). With `resize` != 1 the image is
-    resampled by that factor, as in training, and the logits are brought back to H x W bilinearly.
+    resampled by that factor, as in training, and the logits are brought back to H x W bilinearly. With `percentiles` it is first
+    `stretched`.
     """
     n, h, w, _ = image.shape
+    if percentiles is not None:
+        image = stretched(image, percentiles)
     if resize != 1.0:
         image = jax.image.resize(image, (n, *resized((h, w), resize), image.shape[-1]), "linear", antialias=True)
     small_h, small_w = image.shape[1:3]
