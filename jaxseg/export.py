@@ -73,6 +73,8 @@ def export(
     beside = out.with_name(f"{out.name}.safetensors")
     with _new_files(out, *[beside] * (weights == "apart")) as parts:
         trained = load_run(run)
+        if labels and trained.route is not None:
+            raise InputError(f"--labels: {run} separates objects, and its largest output is no class. Leave it out, and decode the logits.")
         if format == "safetensors":
             to_safetensors(trained, parts[0])
             print(f"{len(jax.tree.leaves(trained.variables))} arrays and their description: {out}")
@@ -143,6 +145,7 @@ def to_safetensors(run: Run, path: Path) -> None:
     description = {
         "model": model_to_json(run.model),
         "data": info_to_json(run.info),
+        "instances": run.description.get("instances"),
         "preprocess": run.description["preprocess"],
         "example_size": run.description["example_size"],
         "step": run.step,

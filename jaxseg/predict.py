@@ -93,7 +93,7 @@ def predict(
                 failed.append(str(error))
     print(f"{len(files) - len(failed)} images: {out}")
     if failed:
-        raise InputError(f"{len(failed)} of {len(files)} images were not predicted, the others were: {'; '.join(failed[:10])}")
+        raise InputError(f"{len(failed)} of {len(files)} images were not predicted: {'; '.join(failed[:10])}")
     return 0
 
 

@@ -45,7 +45,7 @@ Methods, with the option that makes segments larger or smaller:
 def main(words: list[str]) -> int:
     """Runs `jaxseg segment` with these words."""
     if not words or words[0] in ("-h", "--help"):
-        about = [f"  {name:<13} {_first_line(method)} [--{SCALES[name][0].replace('_', '-')}]" for name, method in METHODS.items()]
+        about = [f"  {name:<{max(map(len, METHODS))}}  {_first_line(method)} [--{SCALES[name][0].replace('_', '-')}]" for name, method in METHODS.items()]
         print(USAGE.format(methods="\n".join(about)), end="")
         return 0
     name, *rest = words

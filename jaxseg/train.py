@@ -243,6 +243,9 @@ def _describe(
         "example_size": list(config.size),
         "steps": config.steps,
     }
+    preprocess: dict[str, Any] = {"resize": config.resize}
+    if config.percentiles is not None:
+        preprocess["percentiles"] = list(config.percentiles)
     if run_folder.has_checkpoint(workdir):
         old = run_folder.read_description(workdir)
         before, now = old.get("options", {}), description["options"]
@@ -254,6 +257,8 @@ def _describe(
             "data_digest": "the images or labels",
         }
         changed = changed or [what for k, what in parts.items() if old.get(k) != json.loads(json.dumps(description[k]))]
+        before, now = ({k: v for k, v in p.items() if k not in ("mean", "std")} for p in (old["preprocess"], preprocess))
+        changed = changed or [f"resize or percentiles (was {before}, got {now})"] * (before != now)
         if changed:
             raise InputError(
                 f"--workdir {workdir}: was begun with others: {'; '.join(changed)}. Give the same command, or another --workdir."
@@ -265,8 +270,7 @@ def _describe(
             f"mean_std: got {mean.size} means and {std.size} deviations; the images of {config.data} have {dataset.info.channels} "
             "channels. Give one of each a channel, or None to measure them."
         )
-    preprocess = {"mean": mean.tolist(), "std": np.maximum(std, MIN_STD).tolist(), "resize": config.resize}
-    return {**description, "preprocess": preprocess | ({"percentiles": list(config.percentiles)} if config.percentiles else {})}
+    return {**description, "preprocess": {"mean": mean.tolist(), "std": np.maximum(std, MIN_STD).tolist(), **preprocess}}
 
 
 def _version() -> str:

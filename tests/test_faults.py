@@ -143,7 +143,7 @@ def image_of_another_type(p):
 
 @case
 def one_bad_image_of_two(p):
-    """1 of 2 images were not predicted, the others were|bad.png"""
+    """1 of 2 images were not predicted|bad.png"""
     return p.predict(p.file("in/bad.png"), p.file("in/q.png", GREY))
 
 

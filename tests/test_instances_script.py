@@ -1,6 +1,7 @@
 """train, evaluate and predict of objects from end to end, on a few drawn nuclei; run.json of such a run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image
 
 from jaxseg.cli import main
 from jaxseg.data import cells, make_listing, open_dataset, prepare
+from jaxseg.embed import load
 from jaxseg.errors import InputError
 from jaxseg.evaluate import true_objects
+from jaxseg.export import from_safetensors
 from jaxseg.instances import routes
 from jaxseg.run_folder import load_run, read_metrics
 
@@ -151,3 +154,22 @@ def test_predict_says_what_does_not_go_with_objects(nuclei, tmp_path, capsys):
     for option in ("--probabilities", "--tta"):
         assert main(["predict", str(nuclei / "run"), image, "--out", str(tmp_path / "out"), option]) == 2
         assert option in capsys.readouterr().err
+
+
+def test_an_export_of_objects_loads_and_has_no_labels(nuclei, tmp_path, capsys):
+    file = tmp_path / "net.safetensors"
+    assert main(["export", str(nuclei / "run"), "--format", "safetensors", "--out", str(file)]) == 0
+    image = np.random.default_rng(0).random((1, 16, 24, 1), np.float32)
+    (want, variables, _), again = load(nuclei / "run"), from_safetensors(file)
+    np.testing.assert_array_equal(again.apply(again.variables, image), want(variables, image))
+    assert main(["export", str(nuclei / "run"), "--format", "stablehlo", "--labels", "--out", str(tmp_path / "net")]) == 2
+    assert "--labels" in capsys.readouterr().err
+
+
+def test_going_on_with_other_percentiles_is_refused(nuclei, tmp_path, capsys):
+    """They stand in the config file, and are no option: the file was edited."""
+    shutil.copytree(nuclei / "run", tmp_path / "run")
+    (tmp_path / "config.py").write_text(CONFIG.replace("steps=60,", "steps=61,\n        percentiles=(1, 99),"))
+    data = ["--data-dir", str(nuclei / "data"), "--workdir", str(tmp_path / "run")]
+    assert main(["train", str(tmp_path / "config.py"), *data]) == 2
+    assert "percentiles" in capsys.readouterr().err
