@@ -3,9 +3,9 @@
     python benchmarks/memory_table.py --out memory.md
 
 Bytes and FLOPs are what the compiler says of the program at --size (arguments + results + temporaries; XLA allots them before it runs), so
-nothing of that size is ever run. Steps are timed at --time-size, all in turn, as ratios to the first; 0 leaves them out. On CPUs XLA lowers
-a recomputation's barrier away before it schedules, and merges again what was to be computed twice: see whether FLOPs rise with remat. There
-the table shows no gain; take it on the device that is to train.
+nothing of that size is ever run. Steps are timed at --time-size, all in turn, as ratios to the first; 0 leaves them out. On CPUs the table
+showed no gain, for reasons not looked into (XLA:CPU is known not to save by recomputation: see whether FLOPs rise with remat);
+take it on the device that is to train.
 """
 
 import functools

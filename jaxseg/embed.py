@@ -18,9 +18,12 @@ class Meta(NamedTuple):
     Attributes:
       class_names, colours: one name, and one RGB triple (0..255), a class.
       channels: of an image.
-      preprocess: mean and std of the channels, and the factor by which images are resampled: what `apply` does before the network.
+      preprocess: mean and std of the channels, the factor by which images are resampled and, where there are any, the percentiles brought
+        to 0 and 1: what `apply` does before the network.
       step: the optimizer step of the weights.
       model: the network alone, a Linen module that takes preprocessed images.
+      instances: where the model separates objects, the route whose outputs `apply` gives in place of logits of the classes:
+        `jaxseg.instances.routes.find_route(instances).decode(logits [H,W,K])` is the label map; else None.
     """
 
     class_names: tuple[str, ...]
@@ -29,6 +32,7 @@ class Meta(NamedTuple):
     preprocess: Mapping[str, Any]
     step: int
     model: nn.Module
+    instances: str | None = None
 
 
 class Loaded(NamedTuple):
@@ -56,5 +60,6 @@ def load(run_folder: str | Path) -> Loaded:
 
 def loaded(run: Run) -> Loaded:
     """A run as `load` gives it. Its arrays are bound to no device, so that a program over several takes them as they are."""
-    meta = Meta(run.info.class_names, run.info.colours, run.info.channels, run.description["preprocess"], run.step, run.model)
+    info, said = run.info, run.description
+    meta = Meta(info.class_names, info.colours, info.channels, said["preprocess"], run.step, run.model, said.get("instances"))
     return Loaded(run.predict, jax.tree.map(jnp.asarray, jax.device_get(run.variables)), meta)

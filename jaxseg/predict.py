@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,7 +65,7 @@ def predict(
       dense: a prediction at every pixel from a coarse map, for models that enlarge one.
     """
     files = find_images(inputs)
-    outputs = _outputs(files, out, probabilities)
+    outputs = outputs_of(files, out, functools.partial(_suffixes, probabilities=probabilities))
     run = load_run(workdir)
     if run.route is not None and (probabilities or tta):
         raise InputError(
@@ -76,8 +76,6 @@ def predict(
     regions = _tiles(run, predict, dense is None and not tta, TILE if tile is None else tile, blend)
     segment = _segmenter(run, predict, regions, tile is not None or blend is not None)
     options = [version("jaxseg"), digest(run.variables), run.description["model"], run.description["preprocess"], tile, blend, tta, dense]
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; required is a folder, made when missing. Give another path.")
     out.mkdir(parents=True, exist_ok=True)
     failed = []
     with progress("predicting", len(files)) as advance:
@@ -93,7 +91,7 @@ def predict(
                 failed.append(str(error))
     print(f"{len(files) - len(failed)} images: {out}")
     if failed:
-        raise InputError(f"{len(failed)} of {len(files)} images were not predicted: {'; '.join(failed[:10])}")
+        raise InputError(f"{len(failed)} of {len(files)} images were not predicted: {'; '.join([*dict.fromkeys(failed)][:10])}")
     return 0
 
 
@@ -203,22 +201,27 @@ def find_images(inputs: tuple[Path, ...]) -> list[Path]:
     return list(dict.fromkeys(files))  # a file named twice is predicted once
 
 
-def _outputs(files: list[Path], out: Path, probabilities: bool) -> list[list[Path]]:
-    """The paths that each file's results go to.
+def outputs_of(files: list[Path], out: Path, suffixes: Callable[[Path], Sequence[str]]) -> list[list[Path]]:
+    """The paths that each file's results go to: its stem with its `suffixes`, in `out`.
 
     Raises:
-      InputError: two files would write the same path, or the results would lie among the images.
+      InputError: `out` is a file or the images' folder, or two files would write the same path.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; required is a folder, made when missing. Give another path.")
     owners: dict[Path, Path] = {}
     outputs = []
     for file in files:
         if file.resolve().parent == out.resolve():
             raise InputError(f"--out {out}: is the folder of {file.name}, whose neighbours could be written over. Choose another folder.")
-        large = (".zarr" if file.is_dir() else ".tif", "_overview.png")
-        suffixes = [*(large if is_region_file(file) else (".png", "_overlay.png")), *["_probabilities.npy"] * probabilities]
-        outputs.append([out / f"{file.stem.removesuffix('.ome')}{suffix}" for suffix in suffixes])
+        outputs.append([out / f"{file.stem.removesuffix('.ome')}{suffix}" for suffix in suffixes(file)])
         for path in outputs[-1]:
             other = owners.setdefault(path, file)
             if other is not file:
-                raise InputError(f"{file} and {other}: both would write {path}. Rename one, or predict them to two folders.")
+                raise InputError(f"{file} and {other}: both would write {path}. Rename one, or write them to two folders.")
     return outputs
+
+
+def _suffixes(file: Path, probabilities: bool) -> Sequence[str]:
+    large = (".zarr" if file.is_dir() else ".tif", "_overview.png")
+    return [*(large if is_region_file(file) else (".png", "_overlay.png")), *["_probabilities.npy"] * probabilities]

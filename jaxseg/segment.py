@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from jaxseg.data import images, to_float
 from jaxseg.errors import InputError
 from jaxseg.pictures import default_colours, png_bytes, to_rgb, write_index_png
-from jaxseg.predict import find_images
+from jaxseg.predict import find_images, outputs_of
 from jaxseg.progress import progress
 from jaxseg.region_metrics import boundaries
 from jaxseg.unsupervised import METHODS, SCALES
@@ -45,7 +45,8 @@ Methods, with the option that makes segments larger or smaller:
 def main(words: list[str]) -> int:
     """Runs `jaxseg segment` with these words."""
     if not words or words[0] in ("-h", "--help"):
-        about = [f"  {name:<{max(map(len, METHODS))}}  {_first_line(method)} [--{SCALES[name][0].replace('_', '-')}]" for name, method in METHODS.items()]
+        wide = max(map(len, METHODS))
+        about = [f"  {name:<{wide}}  {_first_line(method)} [--{SCALES[name][0].replace('_', '-')}]" for name, method in METHODS.items()]
         print(USAGE.format(methods="\n".join(about)), end="")
         return 0
     name, *rest = words
@@ -86,7 +87,7 @@ def segment(name: str, inputs: tuple[Path, ...], out: Path, options: dict[str, A
     if not inputs:
         raise InputError("no input; give at least one image file or folder of PNG, JPEG or TIFF images.")
     files = find_images(inputs)
-    outputs = _outputs(files, out)
+    outputs = outputs_of(files, out, lambda _: (".png", "_mean.png", "_boundaries.png"))
     out.mkdir(parents=True, exist_ok=True)
     failed = []
     with progress("segmenting", len(files)) as advance:
@@ -118,24 +119,3 @@ def mean_colours(rgb: UInt8[np.ndarray, "h w 3"], label: Int[np.ndarray, "h w"])
 def outline(rgb: UInt8[np.ndarray, "h w 3"], label: Int[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with the segments' boundaries, one pixel wide."""
     return np.where(boundaries(label)[..., None], np.array(BOUNDARY_COLOUR, np.uint8), rgb)
-
-
-def _outputs(files: list[Path], out: Path) -> list[list[Path]]:
-    """The paths that each file's results go to.
-
-    Raises:
-      InputError: `out` is a file or the images' folder, or two files would write the same path.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; required is a folder, made when missing. Give another path.")
-    owners: dict[Path, Path] = {}
-    outputs = []
-    for file in files:
-        if file.resolve().parent == out.resolve():
-            raise InputError(f"--out {out}: is the folder of {file.name}, whose neighbours could be written over. Choose another folder.")
-        outputs.append([out / f"{file.stem}{suffix}" for suffix in (".png", "_mean.png", "_boundaries.png")])
-        for path in outputs[-1]:
-            other = owners.setdefault(path, file)
-            if other is not file:
-                raise InputError(f"{file} and {other}: both would write {path}. Rename one, or segment them to two folders.")
-    return outputs

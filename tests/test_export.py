@@ -185,7 +185,7 @@ def test_a_run_comes_back_from_safetensors_bit_by_bit(run, tmp_path):
     assert main(["export", str(run), "--format", "safetensors", "--out", str(tmp_path / "net.safetensors")]) == 0
     was, again = load(run), from_safetensors(tmp_path / "net.safetensors")
     assert again.meta == was.meta
-    assert again.meta == (INFO.class_names, INFO.colours, 2, PREPROCESS, 70_000, NNUNET)
+    assert again.meta == (INFO.class_names, INFO.colours, 2, PREPROCESS, 70_000, NNUNET, None)
     assert jax.tree.structure(again.variables) == jax.tree.structure(was.variables)
     for a, b in zip(jax.tree.leaves(again.variables), jax.tree.leaves(was.variables), strict=True):
         assert (a.dtype, np.asarray(a).tobytes()) == (b.dtype, np.asarray(b).tobytes())

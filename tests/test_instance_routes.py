@@ -260,7 +260,7 @@ def test_an_object_anywhere_about_a_border_of_windows_comes_out_once_and_whole(w
     logits = np.full((150, 120, 1), -1.0, np.float32)
     for y in range(0, 150, 13):
         for x in range(0, 120, 13):
-            logits[y : y + rng.integers(4, 13), x : x + rng.integers(4, 13)] = 1
+            logits[y : y + rng.integers(5, 13), x : x + rng.integers(5, 13)] = 1
     label = stitched(components, logits, window=window, overlap=12)
     assert same_objects(label, components(logits))
     assert sorted(np.unique(label)) == list(range(121))

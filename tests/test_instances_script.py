@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -147,6 +148,9 @@ def test_predict_writes_label_maps_and_outlines(nuclei, tmp_path):
     assert coloured[label == 0].sum() == 0
     assert coloured.sum() > 20
     assert image.shape == drawn.shape[:2]
+    apply, variables, meta = load(nuclei / "run")
+    logits = jax.jit(apply)(variables, np.float32(image[None, ..., None]) / 255)
+    np.testing.assert_array_equal(routes.find_route(meta.instances).decode(np.asarray(logits[0])), label)
 
 
 def test_predict_says_what_does_not_go_with_objects(nuclei, tmp_path, capsys):
@@ -157,12 +161,17 @@ def test_predict_says_what_does_not_go_with_objects(nuclei, tmp_path, capsys):
 
 
 def test_an_export_of_objects_loads_and_has_no_labels(nuclei, tmp_path, capsys):
+    shutil.copytree(nuclei / "run", run := tmp_path / "run")
+    description = json.loads((run / "run.json").read_text())  # of two classes, and the route's three outputs
+    description["data"] |= {"class_names": ["background", "nucleus"], "colours": [[0, 0, 0], [1, 1, 1]]}
+    (run / "run.json").write_text(json.dumps(description))
     file = tmp_path / "net.safetensors"
-    assert main(["export", str(nuclei / "run"), "--format", "safetensors", "--out", str(file)]) == 0
+    assert main(["export", str(run), "--format", "safetensors", "--out", str(file)]) == 0
     image = np.random.default_rng(0).random((1, 16, 24, 1), np.float32)
-    (want, variables, _), again = load(nuclei / "run"), from_safetensors(file)
-    np.testing.assert_array_equal(again.apply(again.variables, image), want(variables, image))
-    assert main(["export", str(nuclei / "run"), "--format", "stablehlo", "--labels", "--out", str(tmp_path / "net")]) == 2
+    (want, variables, meta), again = load(run), from_safetensors(file)
+    assert again.meta == meta
+    np.testing.assert_array_equal(jax.jit(again.apply)(again.variables, image), jax.jit(want)(variables, image))
+    assert main(["export", str(run), "--format", "stablehlo", "--labels", "--out", str(tmp_path / "net")]) == 2
     assert "--labels" in capsys.readouterr().err
 
 

@@ -56,7 +56,8 @@ def test_files_of_all_kinds_give_the_whole_image_s_labels(trained, stack, whole,
     with tifffile.TiffFile(out / "pages.tif") as file:
         assert (file.is_bigtiff, file.pages.first.is_tiled, len(file.pages)) == (True, True, 3)
         assert (file.pages.first.colormap[:, 1] // 257).tolist() == list(load_run(trained).info.colours[1])
-    assert Image.open(out / "pages_overview.png").size == (130, 90)
+    with Image.open(out / "pages_overview.png") as overview:
+        assert overview.size == (130, 90)
     assert len(list(out.iterdir())) == 6
     assert len(set(whole.ravel())) == 2  # the equalities above could fail
 

@@ -87,8 +87,14 @@ def test_grey_images_saved_as_rgb_are_grey_and_others_are_refused(tmp_path):
     np.save(tmp_path / "grey.npy", np.repeat(GREY[None, ..., None], 3, -1))
     tifffile.imwrite(tmp_path / "grey.tif", np.repeat(GREY[..., None], 3, -1), photometric="rgb")
     tifffile.imwrite(tmp_path / "rgb.tif", RGB, photometric="rgb")
-    with open_regions(tmp_path / "grey.tif", 1) as image:
-        np.testing.assert_array_equal(image.read(0, slice(0, 90), slice(0, 130))[..., 0], GREY)
+    np.save(tmp_path / "one.npy", np.repeat(GREY[..., None], 3, -1))
+    for name in ("grey.npy", "one.npy", "grey.tif"):
+        with open_regions(tmp_path / name, 1) as image:
+            assert image.shape == (1, 90, 130, 1)
+            np.testing.assert_array_equal(image.read(0, slice(0, 90), slice(0, 130))[..., 0], GREY)
+    np.save(tmp_path / "rgba.npy", np.repeat(GREY[..., None], 4, -1))
+    with pytest.raises(InputError, match=r"has 4 channels.*the model takes 1"), open_regions(tmp_path / "rgba.npy", 1):
+        pass
     with open_regions(tmp_path / "rgb.tif", 1) as image, pytest.raises(InputError, match="3 channels that differ; the model takes 1"):
         image[0, 0:9, 0:9]
     with pytest.raises(InputError, match=r"has 1 channels.*the model takes 3"), open_regions(_saved(tmp_path, tiff(GREY)), 3):

@@ -81,8 +81,9 @@ def is_zarr(path: Path) -> bool:
 def open_regions(path: Path, channels: int) -> Iterator[RegionFile]:
     """The images of a file that `is_region_file`.
 
-    Which axis is which is said by TIFF and OME-Zarr. Elsewhere two axes are [H, W], a last axis of `channels` is the channels', and of
-    grey images another third one is a stack's. All further axes are the stack's. Grey images saved as RGB are taken for one channel.
+    Which axis is which is said by TIFF and OME-Zarr. Elsewhere two axes are [H, W], a last axis of `channels`, or of up to 4, is the
+    channels', and of grey images another third one is a stack's. All further axes are the stack's. Grey images saved as RGB are taken for
+    one channel.
 
     Raises:
       InputError: naming the file: damaged, of other axes or channels, chunks missing or too large, a type that is no image's.
@@ -139,10 +140,12 @@ def order(axes: str, shape: tuple[int, ...], name: str) -> tuple[list[int], int,
 def guessed_axes(shape: tuple[int, ...], channels: int, name: str) -> str:
     """Letters of axes that nobody named.
 
-    >>> guessed_axes((5, 64, 64), 1, "a"), guessed_axes((64, 64, 3), 3, "a")
-    ('ZYX', 'YXC')
+    A last axis of up to 4 is never taken for columns: it is grey saved as RGB, or of another model.
+
+    >>> guessed_axes((5, 64, 64), 1, "a"), guessed_axes((64, 64, 3), 3, "a"), guessed_axes((64, 64, 3), 1, "a")
+    ('ZYX', 'YXC', 'YXC')
     """
-    coloured = len(shape) > 2 and shape[-1] == channels
+    coloured = len(shape) > 2 and (shape[-1] == channels or shape[-1] <= 4)
     plain = shape[:-1] if coloured else shape
     if len(plain) not in (2, 3) or (channels > 1 and not coloured):
         raise InputError(f"{name}: has the shape {shape}; the model takes [H, W] or a stack [N, H, W], with {channels} channels last.")

@@ -21,7 +21,7 @@ TOUCHING_WEIGHT = 5.0
 """Of border pixels that have another object near: few, and all that separates touching objects. Weights along the outlines to the
 background, or of the whole border class, would push the outlines outwards."""
 
-SMALLEST_PX = 12
+SMALLEST_PX = 20
 """Smaller objects are taken for noise; none of the 17,420 nuclei of dsb2018's training images has fewer than 21 pixels."""
 
 
