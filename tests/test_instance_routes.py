@@ -257,7 +257,7 @@ def test_stitched_windows_equal_the_whole(window, overlap):
 @pytest.mark.parametrize("window", range(24, 50))
 def test_an_object_anywhere_about_a_border_of_windows_comes_out_once_and_whole(window):
     rng = np.random.default_rng(window)
-    logits = np.full((150, 120, 1), -1.0, np.float32)
+    logits = np.full((150, 124, 1), -1.0, np.float32)
     for y in range(0, 150, 13):
         for x in range(0, 120, 13):
             logits[y : y + rng.integers(5, 13), x : x + rng.integers(5, 13)] = 1
