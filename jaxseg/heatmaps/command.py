@@ -183,7 +183,7 @@ def _middle(fields: Fields) -> drawing.Box:
 
 
 def _outputs(run: Run) -> Sequence[str]:
-    return run.info.class_names if run.route is None else [f"output {i}" for i in range(run.route.channels)]
+    return run.info.class_names if run.route is None else run.route.outputs
 
 
 def _output_heats(seen: Seen, run: Run) -> list[Heat]:
