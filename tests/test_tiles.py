@@ -56,7 +56,7 @@ def test_a_batch_of_images_is_each_of_them(padding):
 
 
 @pytest.mark.parametrize("size", [pytest.param((200, 97), marks=pytest.mark.slow), (120, 203)])
-@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("padding", [pytest.param("valid", marks=pytest.mark.slow), "same"])
 def test_wide_layers_whose_rounding_lies_in_cells(padding, size):
     """Winograd's on CPUs: the finest level in cells of 4 x 4, the next ones of 8 x 8 pixels. Small maps are computed directly."""
     apply, variables, whole = _unet(padding, (64, 64))

@@ -71,7 +71,7 @@ class DirectHeatmap(nn.Module):
 
     Args:
       num_classes: 2 for a binary problem (background, foreground).
-      encoder: class or partial, `encoder(dtype=, remat=, axis_name=, name=)(image, train=)` -> maps, coarsest last; of a last `vgg.Stage`
+      encoder: class or partial, `encoder(dtype=, axis_name=, name=)(image, train=)` -> maps, coarsest last; of a last `vgg.Stage`
         the pooled map is taken.
       enlarge: how the coarse map is brought to image size, "nearest" or "bilinear"; None leaves it as it is.
       dtype: compute type; parameters stay float32.
@@ -95,7 +95,8 @@ class DirectHeatmap(nn.Module):
                 f"DirectHeatmap: got enlarge={self.enlarge!r}, num_classes={self.num_classes}; required 'nearest', 'bilinear' or None, and "
                 "at least 1 class."
             )
-        encoder = self.encoder(dtype=self.dtype, remat=self.remat, axis_name=self.axis_name, name="encoder")
+        remat = {"remat": True} if self.remat else {}  # other people's encoders need not have it
+        encoder = self.encoder(dtype=self.dtype, **remat, axis_name=self.axis_name, name="encoder")
         last = encoder(image, train=train)[-1]
         x = getattr(last, "pooled", last)
         x = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
