@@ -16,6 +16,7 @@ import optax
 from jaxseg import losses
 from jaxseg.data.listing import Record
 from jaxseg.errors import InputError
+from jaxseg.inference.whole import check_percentiles
 from jaxseg.instances.routes import find_route
 from jaxseg.upsample import UPSAMPLERS
 
@@ -96,8 +97,7 @@ class Config:
             raise InputError(f"size: got {self.size}; required at least 1 x 1 pixels.")
         if not 0 < self.resize <= 4:
             raise InputError(f"resize: got {self.resize}; required a factor above 0 and at most 4.")
-        if self.percentiles is not None and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise InputError(f"percentiles: got {self.percentiles}; required two that rise, from 0 to 100, such as (1, 99.8).")
+        check_percentiles(self.percentiles)
         if self.instances is not None:
             find_route(self.instances)
         if not 0 <= self.ema_decay < 1:

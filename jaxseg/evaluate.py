@@ -25,6 +25,7 @@ from jaxseg.data.listing import Record
 from jaxseg.data.pipeline import IGNORED
 from jaxseg.em_metrics import em_scores
 from jaxseg.errors import InputError
+from jaxseg.image_files import check_dtype
 from jaxseg.inference.whole import Predict
 from jaxseg.instances import matching
 from jaxseg.instances.routes import Route
@@ -212,13 +213,6 @@ def check_same_kind(run: Run, dataset: Dataset, split: str) -> None:
             f"{run.info.channels} channels and {', '.join(run.info.class_names)}. Choose a data set of the same kind."
         )
     check_dtype(f"--data {info.name}", dataset.split(split)[0]["image"], run)
-
-
-def check_dtype(what: str, image: np.ndarray, run: Run) -> None:
-    """Raises InputError where an image is not of the training's type: 12 bits in 16 would look black, 0..255 as floats white."""
-    trained = run.description["image_dtype"]
-    if image.dtype != trained:
-        raise InputError(f"{what}: has {image.dtype} pixels; the model was trained on {trained}. Convert to {trained} in the same scale.")
 
 
 def print_scores(title: str, scores: dict[str, Any], confusion: np.ndarray, baselines: dict[str, float]) -> None:

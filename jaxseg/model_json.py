@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxseg.data.listing import DataInfo
 from jaxseg.errors import InputError
+from jaxseg.inference.whole import check_percentiles
 from jaxseg.models import ENCODERS, MODELS
 from jaxseg.upsample import UPSAMPLERS
 
@@ -81,9 +82,7 @@ def info_from_json(fields: dict[str, Any]) -> DataInfo:
 def check_preprocess(preprocess: dict[str, Any], channels: int) -> None:
     if set(preprocess) - {"percentiles"} != {"mean", "std", "resize"}:
         raise InputError(f"preprocess: got {', '.join(preprocess)[:200]}; required mean, std, resize and perhaps percentiles.")
-    percentiles = plain(preprocess.get("percentiles"), tuple[float, float] | None, "percentiles")
-    if percentiles is not None and not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise InputError(f"percentiles: got {percentiles}; required two that rise, from 0 to 100.")
+    check_percentiles(plain(preprocess.get("percentiles"), tuple[float, float] | None, "percentiles"))
     mean, std = (plain(preprocess[k], tuple[float, ...], k) for k in ("mean", "std"))
     if not len(mean) == len(std) == channels or min(std) < MIN_STD or not 0 < plain(preprocess["resize"], float, "resize") <= 4:
         raise InputError(

@@ -15,9 +15,9 @@ import tyro
 from jaxtyping import Float
 
 from jaxseg.checkpoint import digest
-from jaxseg.data import images, to_float
+from jaxseg.data import to_float
 from jaxseg.errors import InputError
-from jaxseg.evaluate import check_dtype
+from jaxseg.image_files import check_dtype, find_images, outputs_of, read
 from jaxseg.inference.augmented import augmented
 from jaxseg.inference.dense import Method
 from jaxseg.inference.dense import dense as dense_predict
@@ -29,7 +29,6 @@ from jaxseg.pictures import outlines, overlay, png_bytes, write_index_png, write
 from jaxseg.progress import progress
 from jaxseg.run_folder import Run, load_run
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 TILE = 512
 
 Segment = Callable[[Float[np.ndarray, "h w c"]], Float[Any, "h w k"]]
@@ -64,7 +63,7 @@ def predict(
       tta: average over the eight turned and mirrored images.
       dense: a prediction at every pixel from a coarse map, for models that enlarge one.
     """
-    files = find_images(inputs)
+    files = find_images(inputs, lambda path: path.suffix.lower() == ".npy" or is_zarr(path))
     outputs = outputs_of(files, out, functools.partial(_suffixes, probabilities=probabilities))
     run = load_run(workdir)
     if run.route is not None and (probabilities or tta):
@@ -166,60 +165,6 @@ def _predict_regions(run: Run, regions: Callable[..., Iterator[Region]], file: P
     with open_regions(file, run.info.channels) as image:
         check_dtype(str(file), image, run)  # type: ignore[arg-type]
         predict_regions(regions, run.variables, image, labels, overview, colours=run.info.colours, identity=identity)
-
-
-def read(file: Path, run: Run) -> np.ndarray:
-    """The image in the channels and the type of the training; a grey picture saved as RGB is grey."""
-    image = images.read_image(file)
-    if run.info.channels == 1 and image.shape[-1] == 3 and (image == image[..., :1]).all():
-        image = image[..., :1]
-    if image.shape[-1] != run.info.channels:
-        raise InputError(f"{file}: has {image.shape[-1]} channels; the model takes {run.info.channels}. Convert the image.")
-    check_dtype(str(file), image, run)
-    return image
-
-
-def find_images(inputs: tuple[Path, ...]) -> list[Path]:
-    """The files named, and the images in the folders named, in order.
-
-    Raises:
-      InputError: a path is missing, no image, or a folder holds none.
-    """
-    if not inputs:
-        raise InputError("predict: no input; give at least one image file or folder of PNG, JPEG or TIFF images.")
-    files = []
-    for path in inputs:
-        if path.is_dir() and not is_zarr(path):
-            found = sorted(p for p in path.iterdir() if (p.suffix.lower() in SUFFIXES or is_zarr(p)) and not p.name.startswith("."))
-            if not found:
-                raise InputError(f"{path}: no images in this folder; PNG, JPEG or TIFF files, .npy or Zarr are required. Give others.")
-            files += found
-        elif path.exists():
-            files.append(path)
-        else:
-            raise InputError(f"{path}: no such file or folder. Check the path.")
-    return list(dict.fromkeys(files))  # a file named twice is predicted once
-
-
-def outputs_of(files: list[Path], out: Path, suffixes: Callable[[Path], Sequence[str]]) -> list[list[Path]]:
-    """The paths that each file's results go to: its stem with its `suffixes`, in `out`.
-
-    Raises:
-      InputError: `out` is a file or the images' folder, or two files would write the same path.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; required is a folder, made when missing. Give another path.")
-    owners: dict[Path, Path] = {}
-    outputs = []
-    for file in files:
-        if file.resolve().parent == out.resolve():
-            raise InputError(f"--out {out}: is the folder of {file.name}, whose neighbours could be written over. Choose another folder.")
-        outputs.append([out / f"{file.stem.removesuffix('.ome')}{suffix}" for suffix in suffixes(file)])
-        for path in outputs[-1]:
-            other = owners.setdefault(path, file)
-            if other is not file:
-                raise InputError(f"{file} and {other}: both would write {path}. Rename one, or write them to two folders.")
-    return outputs
 
 
 def _suffixes(file: Path, probabilities: bool) -> Sequence[str]:

@@ -33,14 +33,10 @@ def report_run(workdir: Path, dataset: Dataset) -> None:
     if run.route is not None:
         _report_objects(workdir, dataset, run, run.route, split)
         return
-    best: list[Panel] = []
-    worst: list[Panel] = []
+    panels: list[Panel] = []
 
     def see(p: Prediction) -> None:
-        if not np.isnan(p.miou):
-            panel = Panel(p.record["name"], p.record["image"], p.label, np.argmax(p.logits, -1).astype(np.int32), p.miou)
-            best[:] = sorted([*best, panel], key=lambda x: -x.score)[:PANELS]
-            worst[:] = sorted([*worst, panel], key=lambda x: x.score)[:PANELS]
+        _keep(panels, Panel(p.record["name"], p.record["image"], p.label, np.argmax(p.logits, -1).astype(np.int32), p.miou))
 
     scores, confusion = evaluate_split(run.predict, run.variables, dataset, split, see=see)
     baselines = baseline_scores(dataset, split)
@@ -54,7 +50,7 @@ def report_run(workdir: Path, dataset: Dataset) -> None:
         confusion=confusion,
         class_names=dataset.info.class_names,
         colours=dataset.info.colours,
-        panels=[*best, *(p for p in worst if all(p.name != b.name for b in best))],
+        panels=panels,
         baselines=baselines,
     )
     print_scores(f"{split} of {dataset.info.name}, {dataset.splits[split]} images, step {run.step}", scores, confusion, baselines)
@@ -62,15 +58,11 @@ def report_run(workdir: Path, dataset: Dataset) -> None:
 
 
 def _report_objects(workdir: Path, dataset: Dataset, run: Run, route: Route, split: str) -> None:
-    best: list[ObjectPanel] = []
-    worst: list[ObjectPanel] = []
+    panels: list[ObjectPanel] = []
 
     def see(p: ObjectPrediction) -> None:
         score = matching.scores([p.matching])["ap50"]
-        if not np.isnan(score):
-            panel = ObjectPanel(p.record["name"], p.record["image"], true_objects(p.record), p.prediction, score)
-            best[:] = sorted([*best, panel], key=lambda x: -x.score)[:PANELS]
-            worst[:] = sorted([*worst, panel], key=lambda x: x.score)[:PANELS]
+        _keep(panels, ObjectPanel(p.record["name"], p.record["image"], true_objects(p.record), p.prediction, score))
 
     scores = evaluate_objects(run.predict, run.variables, dataset, split, route, see=see)
     history = read_metrics(workdir)
@@ -80,10 +72,17 @@ def _report_objects(workdir: Path, dataset: Dataset, run: Run, route: Route, spl
         facts={"route": route.name, **_facts(run, dataset, split, history)},
         history=history,
         scores=scores,
-        panels=[*best, *(p for p in reversed(worst) if all(p.name != b.name for b in best))],
+        panels=panels,
     )
     print_object_scores(f"{split} of {dataset.info.name}, {dataset.splits[split]} images, step {run.step}", scores)
     print(f"report: {workdir / 'report.html'}")
+
+
+def _keep(panels: list[Any], panel: Any) -> None:
+    """Of the images with a score the best and the worst, in order."""
+    if not np.isnan(panel.score):
+        panels[:] = sorted([*panels, panel], key=lambda p: -p.score)
+        del panels[PANELS:-PANELS]
 
 
 def _facts(run: Any, dataset: Dataset, split: str, history: list[dict[str, Any]]) -> dict[str, str]:

@@ -12,8 +12,8 @@ from jaxtyping import Int, UInt8
 
 from jaxseg.data import images, to_float
 from jaxseg.errors import InputError
+from jaxseg.image_files import find_images, outputs_of
 from jaxseg.pictures import default_colours, png_bytes, to_rgb, write_index_png
-from jaxseg.predict import find_images, outputs_of
 from jaxseg.progress import progress
 from jaxseg.region_metrics import boundaries
 from jaxseg.unsupervised import METHODS, SCALES
@@ -84,8 +84,6 @@ def _first_line(method: Callable[..., Any]) -> str:
 
 def segment(name: str, inputs: tuple[Path, ...], out: Path, options: dict[str, Any]) -> int:
     """Writes the results of a method of METHODS for the images named, and goes on after an image that cannot be segmented."""
-    if not inputs:
-        raise InputError("no input; give at least one image file or folder of PNG, JPEG or TIFF images.")
     files = find_images(inputs)
     outputs = outputs_of(files, out, lambda _: (".png", "_mean.png", "_boundaries.png"))
     out.mkdir(parents=True, exist_ok=True)

@@ -145,14 +145,14 @@ def test_layers_are_listed(trained, capsys):
     ("arguments", "words"),
     [
         (["{image}", "--layer", "down9", "--out", "{out}"], "got the layer 'down9'; there are down0_conv1 (32 x 32 x 4), "),
-        (["{image}"], "--out : required is a folder"),
+        (["{image}"], "--out: got none; required is a folder"),
         (["{image}", "--out", "{image}"], "required is a folder"),
         (["--out", "{out}"], "no input"),
         (["{out}", "--out", "{out}"], "no such file or folder"),
         (["{colours}", "--out", "{out}"], "has 3 channels; the model takes 1"),
         (["{deep}", "--out", "{out}"], "has uint16 pixels; the model was trained on uint8"),
-        (["{same}", "--out", "{here}"], "is the folder of the images"),
-        (["{image}", "{same}", "--out", "{out}"], "several images are named disc00"),
+        (["{same}", "--out", "{here}"], "is the folder of disc"),
+        (["{image}", "{same}", "--out", "{out}"], "both would write"),
     ],
 )
 def test_bad_input_is_one_line(trained, discs, tmp_path, capsys, arguments, words):

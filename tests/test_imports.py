@@ -19,7 +19,16 @@ STOREYS = (  # bottom to top; the longest name that fits decides
     ("inference", "unsupervised", "receptive_field", "model_table", "heatmaps"),
     ("train_state",),
     ("parallel", "checkpoint", "config", "model_json", "run_folder", "run_log", "progress", "report", "report_objects"),
-    ("embed", "export_onnx", "onnx_graph", "weights.start", "weights.runs", "inference.tiles", "inference.region_prediction"),
+    (
+        "embed",
+        "image_files",
+        "export_onnx",
+        "onnx_graph",
+        "weights.start",
+        "weights.runs",
+        "inference.tiles",
+        "inference.region_prediction",
+    ),
     ("benchmark",),
     (
         "train",

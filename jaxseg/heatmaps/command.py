@@ -20,11 +20,11 @@ from jaxseg.heatmaps.grad_cam import seg_grad_cam
 from jaxseg.heatmaps.layers import OUTPUT, check_layer, layers
 from jaxseg.heatmaps.page import Heat, Layer, Picture, write_page
 from jaxseg.heatmaps.patches import strongest_patches
+from jaxseg.image_files import find_images, outputs_of, read
 from jaxseg.inference.whole import Predict, predict_whole, resized, stretched
 from jaxseg.model_json import plain
 from jaxseg.ops.conv import pixels_counted
 from jaxseg.pictures import to_rgb
-from jaxseg.predict import find_images, read
 from jaxseg.progress import progress
 from jaxseg.receptive_field import Lines, fields_of_maps, regular
 from jaxseg.run_folder import Run, load_run
@@ -75,14 +75,9 @@ def heatmaps(
         _list(load_run(workdir))
         return 0
     files = find_images(inputs)
-    if out is None or (out.exists() and not out.is_dir()):
-        raise InputError(f"--out {out or ''}: required is a folder, made when missing. Give its path.")
-    if any(file.resolve().parent == out.resolve() for file in files):
-        raise InputError(f"--out {out}: is the folder of the images, some of which could be written over. Choose another folder.")
-    stems = [file.stem for file in files]
-    if len(set(stems)) < len(stems):
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-        raise InputError(f"heatmaps: several images are named {', '.join(twice[:5])} and would write the same files. Rename them.")
+    if out is None:
+        raise InputError("--out: got none; required is a folder, made when missing. Give its path.")
+    outputs_of(files, out, lambda _: ("_classes.png",))
     run = load_run(workdir)
     names = tuple(dict.fromkeys(name for name in layer if name != OUTPUT))
     seen, channels = _look(run, files, names)
@@ -148,7 +143,7 @@ def _fields(apply: Predict, variables: Any, shape: tuple[int, int, int, int], na
         found = layers(apply)(variables, image)
         return {name: found[name] for name in names or found}
 
-    with pixels_counted(0):  # without Winograd's cells, which see more, by rounding alone
+    with pixels_counted(lambda _: 0):  # without Winograd's cells, which see more, by rounding alone
         return fields_of_maps(chosen, shape)
 
 

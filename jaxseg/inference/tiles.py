@@ -116,25 +116,25 @@ def tiled_regions(
                 )
             return rows, columns, once("blend", lambda: jax.jit(apply))
 
-        def forms(pixels: float | None, *sides: int) -> tuple[str, ...]:
-            f = apply if pixels is None else _counting(apply, pixels)
-            shape = jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)
-            return once((pixels, shape.shape), lambda: tuple(_sums(jax.make_jaxpr(f)(variables, shape).jaxpr)))
-
         def legal(side: int) -> int:
             return once((side, channels), lambda: legal_side(lambda x: apply(variables, x), side, channels))
 
-        # Layers choose their form by the size of what they get. The tiles' must be the whole's.
-        for pixels in (math.inf, 0.0, *(height * width * 1.1**k for k in (0, 1, -1, 2, -2, 3, -3, 4, -4, 6, -6, 8, -8))):
-            as_whole = _counting(apply, pixels)
-            kind = channels, forms(pixels, legal(tile), legal(tile))
-            reach = once(kind, lambda f=as_whole: find_reach(lambda x: f(variables, x), channels, tile))
+        # Layers choose their form by the size of what they get. The tiles' must be the whole's, whose size a model that shrinks it decides.
+        whole = legal(height), legal(width)
+        for _ in range(4):
+            forms, counts = once((channels, whole), lambda whole=whole: _recorded(apply, variables, (1, *whole, channels)))
+            as_whole = _replayed(apply, counts)
+            reach = once((channels, forms), lambda f=as_whole: find_reach(lambda x: f(variables, x), channels, tile))
             # Where a padded model's image is lower than a tile its tiles are longer: XLA rounds small maps by how many pixels they have.
             most = [tile if r.shrink else max(tile, tile**2 // other) for r, other in zip(reach, (width, height), strict=True)]
             rows, columns = (exact_tiling(n, m, r, legal) for n, m, r in zip((height, width), most, reach, strict=True))
-            chosen = forms(pixels, rows.side, columns.side)
-            if chosen == forms(None, rows.whole, columns.whole):
-                return rows, columns, once((rows.side, columns.side, chosen), lambda f=as_whole: jax.jit(f))
+            if (rows.whole, columns.whole) == whole:
+                kind = channels, rows.side, columns.side, forms
+                shape = (1, rows.side, columns.side, channels)
+                if forms == once(kind, lambda f=as_whole, shape=shape: _recorded(f, variables, shape)[0]):
+                    return rows, columns, once((kind, "step"), lambda f=as_whole: jax.jit(f))
+                break
+            whole = rows.whole, columns.whole
         raise InputError(
             f"exact tiles: for an image of {height} x {width} pixels the model takes sums of other forms than for tiles of {tile}, which "
             "round differently. Take another tile, or blend='gaussian' (--blend gaussian)."
@@ -179,11 +179,25 @@ def tiled_regions(
     return regions
 
 
-def _counting(apply: Predict, pixels: float) -> Predict:
-    """`apply` with the forms that it takes for batches of so many pixels."""
+def _recorded(apply: Predict, variables: Any, shape: tuple[int, ...]) -> tuple[tuple[str, ...], list[int]]:
+    """The sums that `apply` takes for an image of this shape, and the pixels by which its layers chose them."""
+    counts = []
+
+    def record(pixels: int) -> int:
+        counts.append(pixels)
+        return pixels
+
+    with pixels_counted(record):
+        traced = jax.make_jaxpr(apply)(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return tuple(_sums(traced.jaxpr)), counts
+
+
+def _replayed(apply: Predict, counts: list[int]) -> Predict:
+    """`apply` with the forms that were chosen by these pixels, one layer after the other."""
 
     def as_whole(variables: Any, image: Float[Array, "n h w c"]) -> Any:
-        with pixels_counted(pixels / math.prod(image.shape[:3])):
+        left = iter(counts)
+        with pixels_counted(lambda pixels: next(left, pixels)):
             return apply(variables, image)
 
     return as_whole

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxseg.errors import InputError
 from jaxseg.models.unet import UNet, legal_sizes, margin, output_size
 
 
@@ -25,6 +26,12 @@ def stretched(image: Any, percentiles: tuple[float, float]) -> Any:
     xp: Any = np if isinstance(image, np.ndarray) else jnp
     low, high = xp.percentile(image, xp.asarray(percentiles, np.float32), (1, 2), keepdims=True)
     return (image - low) / xp.maximum(high - low, np.float32(1e-4))
+
+
+def check_percentiles(percentiles: tuple[float, float] | None) -> None:
+    """Raises InputError unless they are None or two for `stretched`."""
+    if percentiles is not None and not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise InputError(f"percentiles: got {percentiles}; required two that rise, from 0 to 100, such as (1, 99.8).")
 
 
 def predict_whole(

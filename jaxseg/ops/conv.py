@@ -5,7 +5,7 @@ There it multiplies directly, and depthwise without vectors; cuDNN and TPUs choo
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,25 +21,26 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 NARROW = 32
 """Output channels below which XLA's weight gradients are slow. Measured on CPUs."""
 _NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-_FACTOR: ContextVar[float] = ContextVar("factor", default=1.0)
+_COUNT: ContextVar[Callable[[int], int]] = ContextVar("count", default=lambda pixels: pixels)
 
 
 @contextlib.contextmanager
-def pixels_counted(factor: float) -> Iterator[None]:
-    """What is traced inside chooses its forms as if batches had `factor` times their pixels: those of a whole image for a tile of it.
+def pixels_counted(count: Callable[[int], int]) -> Iterator[None]:
+    """What is traced inside chooses its forms as if a layer's batch had `count(pixels)` pixels: in a tile, the whole image's.
 
-    The forms differ in rounding only. 0 and infinity choose alike for every size. Traced functions that jit keeps are not traced again.
+    `count` is asked once for each layer that has a choice, in the order of computation. The forms differ in rounding only. Traced
+    functions that jit keeps are not traced again.
     """
-    before = _FACTOR.set(factor)
+    before = _COUNT.set(count)
     try:
         yield
     finally:
-        _FACTOR.reset(before)
+        _COUNT.reset(before)
 
 
-def counted(pixels: int) -> float:
+def counted(pixels: int) -> int:
     """The pixels by which a form is chosen."""
-    return pixels * _FACTOR.get()
+    return _COUNT.get()(pixels)
 
 
 def conv_general_dilated(

@@ -10,9 +10,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxseg.errors import InputError
 from jaxseg.ops.shapes import integer
-from jaxseg.unsupervised.features import checked, consecutive
+from jaxseg.unsupervised.features import checked, consecutive, need_numbers
 
 _MOMENTUM = 0.9
 
@@ -110,9 +109,7 @@ def kanezaki(
     image = checked("kanezaki", image)
     least = {"min_labels": min_labels, "iterations": iterations, "channels": channels, "shrink": shrink}
     counts = [integer("kanezaki", name, value, 1) for name, value in least.items()]
-    for name, value in {"continuity": continuity, "learning_rate": learning_rate}.items():
-        if not 0 <= value < float("inf"):
-            raise InputError(f"kanezaki: got {name} {value!r}; required a finite number from 0.")
+    need_numbers("kanezaki", zero=True, continuity=continuity, learning_rate=learning_rate)
     return _kanezaki(image, _first_weights(channels, seed), *counts, continuity, learning_rate)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxseg.ops.colour import rgb_to_lab
 from jaxseg.ops.shapes import integer
 from jaxseg.unsupervised.features import checked, consecutive, need_numbers
-from jaxseg.unsupervised.regions import region_sums, sizes
+from jaxseg.unsupervised.regions import region_means, sizes
 from jaxseg.unsupervised.slic import superpixels
 
 
@@ -48,7 +48,7 @@ def _mean_shift(image: Array, bandwidth: float, space: float, segments: int, ite
     label, bound = superpixels(lab, segments, compactness=10.0, iterations=10)
     place = jnp.stack(jnp.mgrid[:h, :w], -1) / (max(h, w) * space)
     size = sizes(label, bound)
-    points = region_sums(jnp.concatenate([lab / bandwidth, place], -1), label, bound) / jnp.maximum(size, 1)[:, None]
+    points = region_means(jnp.concatenate([lab / bandwidth, place], -1), label, size)
     modes = climb(points, size, iterations)
     linked = _near(modes, modes) & (size > 0) & (size > 0)[:, None]
     return consecutive(linked_sets(linked)[label], bound)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from jaxseg.ops.shapes import integer
 from jaxseg.unsupervised.features import checked, consecutive, need_numbers, pixel_features
 from jaxseg.unsupervised.kmeans import lloyd, nearest, variance_split
-from jaxseg.unsupervised.regions import region_sums, sizes
+from jaxseg.unsupervised.regions import region_means, sizes
 from jaxseg.unsupervised.slic import superpixels
 
 
@@ -44,8 +44,7 @@ def _normalized_cut(image: Array, parts: int, contrast: float, distance: float, 
     features = pixel_features(image, 1.0, 1.0, oriented=False)
     label, bound = superpixels(features[..., :3], segments, compactness=10.0, iterations=10)
     size = sizes(label, bound)
-    x = region_sums(features, label, bound) / jnp.maximum(size, 1)[:, None]
-    x = x / jnp.array([contrast] * 6 + [distance] * 2)
+    x = region_means(features, label, size) / jnp.array([contrast] * 6 + [distance] * 2)
     affinity = jnp.exp(-0.5 * ((x[:, None] - x) ** 2).sum(-1)) * (size > 0) * (size > 0)[:, None]
     return consecutive(cut(affinity, parts)[label], bound)
 

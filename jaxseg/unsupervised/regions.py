@@ -1,13 +1,14 @@
-"""Sums over the regions of a label map, and the borders between them."""
+"""What is known of the regions of a label map, and the borders between them."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def region_sums(values: Float[Array, "h w f"], label: Int[Array, "h w"], bound: int) -> Float[Array, "r f"]:
-    """The values summed over each of the regions 0..bound-1."""
-    return jnp.zeros((bound, values.shape[-1]), values.dtype).at[label.reshape(-1)].add(values.reshape(label.size, -1))
+def region_means(values: Float[Array, "h w f"], label: Int[Array, "h w"], size: Float[Array, "r"]) -> Float[Array, "r f"]:
+    """The means of the values over the regions, of `sizes` pixels each; 0 of a region without any."""
+    sums = jnp.zeros((len(size), values.shape[-1]), values.dtype).at[label.reshape(-1)].add(values.reshape(label.size, -1))
+    return sums / jnp.maximum(size, 1)[:, None]
 
 
 def sizes(label: Int[Array, "h w"], bound: int) -> Float[Array, "r"]:
