@@ -16,7 +16,7 @@ from jaxseg.errors import InputError
 from jaxseg.inference.tile_plan import Reach, exact_tiling, find_reach
 from jaxseg.inference.tiles import tiled, tiled_regions, weights
 from jaxseg.inference.whole import predict_whole
-from jaxseg.models import NNUNet, UNet
+from jaxseg.models import ConvOnly, NNUNet, UNet
 
 SIZES = [(1, 1), (5, 83), (13, 50), (31, 29), (44, 45), (47, 64), (61, 61), (64, 64), (70, 97), (101, 38), (113, 127), (130, 66)]
 
@@ -53,6 +53,13 @@ def test_a_batch_of_images_is_each_of_them(padding):
     _, variables, whole = _unet(padding)
     image = _image(3, 70, 97, 1)
     np.testing.assert_array_equal(_tiled(padding, 60)(variables, image), np.stack([whole(variables, x) for x in image]))
+
+
+def test_a_tile_of_few_pixels_takes_the_forms_of_the_whole():
+    """A layer of 64 channels is computed by cells from 256 pixels on: the image has them, a tile of 15 x 15 has not."""
+    model, image = ConvOnly(2, (64, 64)), _image(70, 53, 1)
+    variables = random_variables(model, image[None])
+    np.testing.assert_array_equal(tiled(model.apply, tile=15)(variables, image), jax.jit(model.apply)(variables, image[None])[0])
 
 
 @pytest.mark.parametrize("size", [pytest.param((200, 97), marks=pytest.mark.slow), (120, 203)])
