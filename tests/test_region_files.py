@@ -13,6 +13,7 @@ from jaxseg.errors import InputError
 from jaxseg.inference import region_files
 from jaxseg.inference.label_files import SIDE, create_label_file, identity_of, open_label_file
 from jaxseg.inference.region_files import is_region_file, open_regions
+from jaxseg.inference.region_prediction import overview
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 255, (90, 130), dtype=np.uint8)
@@ -269,3 +270,17 @@ def test_a_stored_tile_cannot_grow_beyond_its_size(tmp_path):
         file.write(stream)
     with little_memory(), pytest.raises(InputError, match="damaged or cut short"), open_regions(path, 1) as image:
         image[0, 0:30, 0:30]
+
+
+def test_a_label_map_and_its_overview_take_little_memory(tmp_path):
+    """64 MiB of labels, made and shown in an eighth of that."""
+    np.lib.format.open_memmap(tmp_path / "long.npy", "w+", np.uint8, (65536, 1024))
+    colours = [(0, 0, 0), (255, 0, 0)]
+    with open_regions(tmp_path / "long.npy", 1) as image, little_memory(8 * 2**20):
+        create_label_file(tmp_path / "long.tif", (1, 65536, 1024), stack=False, zarr=False, colours=colours, identity="")
+        labels = open_label_file(tmp_path / "long.tif", (1, 65536, 1024))
+        labels.write(0, slice(600, 1300), slice(500, 600), np.ones((700, 100), np.uint8))
+        shown = overview(image, labels.band, colours)
+    assert shown.shape == (2048, 32, 3)
+    assert set(map(tuple, shown[-(-600 // 32) : -(-1300 // 32), -(-500 // 32) : -(-600 // 32)].reshape(-1, 3).tolist())) == {(128, 0, 0)}
+    assert (shown[:, 0] == 0).all()

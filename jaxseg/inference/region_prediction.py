@@ -30,12 +30,12 @@ def predict_regions(
     variables: Any,
     image: RegionFile,
     out: Path,
-    overview: Path,
+    shown: Path,
     *,
     colours: Colours,
     identity: str,
 ) -> None:
-    """The label map of all images of a file, as `out` (.zarr, or else TIFF), and a reduced overlay of the middle one as PNG.
+    """The label map of all images of a file, as `out` (.zarr, or else TIFF), and a reduced overlay of the middle one as PNG, `shown`.
 
     The map grows in `out`.part, and `out`.journal says how many of its regions are there; both become `out` at the end. A map of the same
     identity that is finished stays as it is.
@@ -70,7 +70,7 @@ def predict_regions(
             labels.sync()
             _note(journal, number)
     labels.sync()
-    overview.write_bytes(png_bytes(_overview(image, labels.band, colours)))
+    shown.write_bytes(png_bytes(overview(image, labels.band, colours)))
     _remove(out)
     os.replace(part, out)
     journal.unlink()
@@ -83,11 +83,13 @@ def file_identity(path: Path) -> str:
     return hashlib.sha256("\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats).encode()).hexdigest()
 
 
-def _overview(image: RegionFile, band: Callable[[int, int], np.ndarray], colours: Colours) -> np.ndarray:
+def overview(image: RegionFile, band: Callable[[int, int], np.ndarray], colours: Colours) -> np.ndarray:
+    """The middle image of a file with its labels' colours over it, by every so many pixels."""
     n, height, width = image.shape[0] // 2, *image.shape[1:3]
     step = math.ceil(max(height, width) / SHOWN)
-    label = np.concatenate([band(n, k)[-k * SIDE % step :: step, ::step] for k in range(-(-height // SIDE))])
-    seen = np.concatenate([image.read(n, slice(y, y + 1), slice(0, width))[:, ::step] for y in range(0, height, step)])
+    # Copies: a view would keep all that it was taken from.
+    label = np.concatenate([band(n, k)[-k * SIDE % step :: step, ::step].copy() for k in range(-(-height // SIDE))])
+    seen = np.concatenate([image.read(n, slice(y, y + 1), slice(0, width))[:, ::step].copy() for y in range(0, height, step)])
     return overlay(seen, label, colours)
 
 

@@ -179,7 +179,8 @@ def _argmax(x: Array, rows: _Axis, columns: _Axis) -> Array:
         one = lax.squeeze(cut(cells, {-4: slice(a, a + 1), -2: slice(b, b + 1)}), (cells.ndim - 4, cells.ndim - 2))
         values.append(_pad(one, -jnp.inf, (-u, rows.count + u - height), (-v, columns.count + v - width)))
     up, left = ((-axis.starts()).clip(0) for axis in (rows, columns))  # the first position of a window that is not in the padding
-    first = jnp.asarray(up[:, None, None] * columns.window + left[:, None], _dtype(rows, columns))
+    dtype = _dtype(rows, columns)  # added up in the program, which would else hold a table of the map's size
+    first = jnp.asarray(up * columns.window, dtype)[:, None, None] + jnp.asarray(left, dtype)[:, None]
     best, index = values[0], jnp.broadcast_to(first, values[0].shape)
     for position, value in enumerate(values[1:], 1):
         better = ~(value <= best) & (best == best)  # NaN is better than a number, nothing is better than NaN
