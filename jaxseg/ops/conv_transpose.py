@@ -145,14 +145,15 @@ def _cells_product(x: Array, kernel: Array) -> Array:
 
 def _cells_by_row(x: Array, kernel: Array) -> Array:
     """The same; its transpose in the kernel multiplies whole rows of the cotangent, without a space to depth: all images at once, or
-    large ones one by one, which saves a transposed copy of them."""
+    large ones one by one."""
     kh, kw, i, o = kernel.shape
     n, h, w, _ = x.shape
     rows = kernel.swapaxes(1, 2).reshape(kh, i, kw * o)
-    if not isinstance(h * w, int) or h * w < LARGE:  # an export may leave them open
-        return jnp.einsum("nhwi,aic->nhawc", x, rows).reshape(n, h * kh, w * kw, o)
-    products = [jnp.matmul(x.reshape(n, h * w, i), jnp.broadcast_to(row, (n, i, kw * o))) for row in rows]
-    return jnp.stack([y.reshape(n, h, w, kw * o) for y in lax.optimization_barrier(products)], 2).reshape(n, h * kh, w * kw, o)
+    if isinstance(h * w, int) and h * w >= LARGE:  # an export may leave them open
+        y = jnp.einsum("nhwi,naic->nhawc", x, jnp.broadcast_to(rows, (n, kh, i, kw * o)))
+    else:
+        y = jnp.einsum("nhwi,aic->nhawc", x, rows)
+    return y.reshape(n, h * kh, w * kw, o)
 
 
 def _cells_dilated(x: Array, kernel: Array) -> Array:
