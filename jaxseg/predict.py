@@ -22,7 +22,7 @@ from jaxseg.inference.augmented import augmented
 from jaxseg.inference.dense import Method
 from jaxseg.inference.dense import dense as dense_predict
 from jaxseg.inference.region_files import LARGE, is_region_file, is_zarr, open_regions
-from jaxseg.inference.region_prediction import file_identity, predict_regions
+from jaxseg.inference.region_prediction import file_identity, predict_regions, stretched_regions
 from jaxseg.inference.tiles import Blend, Region, assembled, tiled_regions
 from jaxseg.inference.whole import Predict, predict_whole, standardise, stretched
 from jaxseg.pictures import outlines, overlay, png_bytes, write_index_png, write_label_map
@@ -49,7 +49,8 @@ def predict(
     Of a run that separates objects NAME.png is a 16-bit label map, 0 background and 1.. objects, and the overlay shows their outlines.
 
     Files of any size, TIFF of 16 million pixels or of several images, Zarr, OME-Zarr and .npy, are read and written region by region: for
-    each a label map NAME.tif (NAME.zarr of a Zarr) and NAME_overview.png. The same command goes on after an interruption.
+    each a label map NAME.tif (NAME.zarr of a Zarr), of objects uint32, and NAME_overview.png. The same command goes on after an
+    interruption. Objects are found in windows of 2048 pixels once an image's outputs are there, in NAME.tif.logits: 12 bytes a pixel.
 
     For example: `jaxseg predict runs/cells my_images/ --out predictions`
 
@@ -154,17 +155,15 @@ def _write(run: Run, image: np.ndarray, logits: Any, paths: list[Path]) -> None:
 
 def _predict_regions(run: Run, regions: Callable[..., Iterator[Region]], file: Path, paths: list[Path], options: list[Any]) -> None:
     """The results for a file that is read region by region: label map and overview."""
-    if run.description["preprocess"].get("percentiles"):
-        raise InputError(f"{file}: is read by regions, and this run needs the whole image's percentiles. Cut the image into PNG files.")
-    if run.route is not None:
-        raise InputError(f"{file}: is read by regions, which separating objects cannot. Cut the image into PNG files of 16 million pixels.")
     if len(paths) > 2:
         raise InputError(f"{file}: --probabilities is not for files that are read by regions. Leave it out, or cut the image.")
     labels, overview = paths
     identity = hashlib.sha256(json.dumps([*options, file_identity(file)], default=str).encode()).hexdigest()
     with open_regions(file, run.info.channels) as image:
         check_dtype(str(file), image, run)  # type: ignore[arg-type]
-        predict_regions(regions, run.variables, image, labels, overview, colours=run.info.colours, identity=identity)
+        percentiles, decode = run.description["preprocess"].get("percentiles"), run.route and run.route.decode
+        image = image if percentiles is None else stretched_regions(image, percentiles)
+        predict_regions(regions, run.variables, image, labels, overview, colours=run.info.colours, identity=identity, decode=decode)
 
 
 def _suffixes(file: Path, probabilities: bool) -> Sequence[str]:

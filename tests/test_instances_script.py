@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from jaxseg.cli import main
@@ -15,7 +16,9 @@ from jaxseg.embed import load
 from jaxseg.errors import InputError
 from jaxseg.evaluate import true_objects
 from jaxseg.export import from_safetensors
+from jaxseg.inference import region_prediction
 from jaxseg.instances import routes
+from jaxseg.pictures import outline
 from jaxseg.run_folder import load_run, read_metrics
 
 CONFIG = '''"""A tiny U-Net that separates nuclei."""
@@ -151,6 +154,65 @@ def test_predict_writes_label_maps_and_outlines(nuclei, tmp_path):
     apply, variables, meta = load(nuclei / "run")
     logits = jax.jit(apply)(variables, np.float32(image[None, ..., None]) / 255)
     np.testing.assert_array_equal(routes.find_route(meta.instances).decode(np.asarray(logits[0])), label)
+
+
+@pytest.fixture
+def stack(nuclei):
+    """Three images of 150 x 192 pixels."""
+    g, h, i = (np.asarray(Image.open(nuclei / "source" / "images" / f"{name}.png")) for name in "ghi")
+    return np.stack([np.tile(np.concatenate(row, 1), (3, 1))[:150] for row in ((g, h, i), (i, g, g), (h, g, i))])
+
+
+def whole_objects(nuclei, stack):
+    run = load_run(nuclei / "run")
+    logits = jax.jit(run.predict)(run.variables, np.float32(stack[..., None]) / 255)
+    return np.stack([run.route.decode(image) for image in np.asarray(logits)])
+
+
+def predict_stack(nuclei, folder, stack, ends=0):
+    if not (folder / "a.npy").exists():
+        np.save(folder / "a.npy", stack)
+    assert main(["predict", str(nuclei / "run"), str(folder / "a.npy"), "--out", str(folder / "out"), "--tile", "64"]) == ends
+    if ends:
+        return None
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.tif", "a_overview.png"]
+    return tifffile.imread(folder / "out" / "a.tif")
+
+
+def test_objects_of_files_read_by_regions_are_the_whole_images_objects(nuclei, stack, tmp_path):
+    label = predict_stack(nuclei, tmp_path, stack)
+    assert label.dtype == np.uint32
+    assert label[0].max() > 20
+    np.testing.assert_array_equal(label, whole_objects(nuclei, stack))
+    drawn = np.asarray(Image.open(tmp_path / "out" / "a_overview.png"))
+    assert ((drawn.max(-1) != drawn.min(-1)) == outline(label[1])).all()  # the middle image
+
+
+def test_objects_across_windows_come_out_once_and_whole(nuclei, stack, tmp_path, monkeypatch):
+    monkeypatch.setattr(region_prediction, "WINDOW", 110)
+    monkeypatch.setattr(region_prediction, "OVERLAP", 64)
+    label = predict_stack(nuclei, tmp_path, stack)
+    for mine, whole in zip(label, whole_objects(nuclei, stack), strict=True):
+        pairs = {(a, b) for a, b in zip(mine.ravel().tolist(), whole.ravel().tolist(), strict=True)}
+        assert len(pairs) == whole.max() + 1 == mine.max() + 1  # the same objects, otherwise numbered
+    for border in (78, 32):  # where the windows' inner parts meet, objects cross
+        assert ((label[:, border] > 0) & (label[:, border] == label[:, border - 1])).any()
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_objects_of_finished_images_are_not_decoded_again(killed, nuclei, stack, tmp_path, monkeypatch):
+    stitch, calls = region_prediction.stitch_into, []
+
+    def broken(*arguments, **options):
+        if len(calls) == killed:
+            raise KeyboardInterrupt
+        calls.append(stitch(*arguments, **options))
+
+    monkeypatch.setattr(region_prediction, "stitch_into", broken)
+    predict_stack(nuclei, tmp_path, stack, ends=130)
+    monkeypatch.setattr(region_prediction, "stitch_into", lambda *a, **k: calls.append(stitch(*a, **k)))
+    np.testing.assert_array_equal(predict_stack(nuclei, tmp_path, stack), whole_objects(nuclei, stack))
+    assert len(calls) == 3
 
 
 def test_predict_says_what_does_not_go_with_objects(nuclei, tmp_path, capsys):

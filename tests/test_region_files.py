@@ -1,5 +1,6 @@
 """Laws of files larger than memory: a region read is the region written, of every layout; a hostile file is one error in little memory."""
 
+import functools
 import re
 import tracemalloc
 from contextlib import contextmanager
@@ -9,11 +10,14 @@ import pytest
 import tifffile
 import zarr
 
+from jaxseg.data import to_float
 from jaxseg.errors import InputError
 from jaxseg.inference import region_files
-from jaxseg.inference.label_files import SIDE, create_label_file, identity_of, open_label_file
+from jaxseg.inference.label_files import create_label_file, identity_of, open_label_file
 from jaxseg.inference.region_files import is_region_file, open_regions
-from jaxseg.inference.region_prediction import overview
+from jaxseg.inference.region_prediction import overview, stretched_regions
+from jaxseg.inference.whole import stretched
+from jaxseg.pictures import overlay
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 255, (90, 130), dtype=np.uint8)
@@ -128,11 +132,29 @@ def test_a_label_map_is_what_was_written_in_any_order(zarr_, shape, stack, tmp_p
         file = open_label_file(path, shape)
         where = n, slice(y, min(y + 333, shape[1])), slice(x, min(x + 290, shape[2]))
         file.write(*where, label[where])
-    bands = [np.concatenate([file.band(n, k) for k in range(-(-shape[1] // SIDE))]) for n in range(shape[0])]
-    np.testing.assert_array_equal(bands, label)
+    for n, y, x in corners:
+        where = n, slice(y // 2, shape[1] - y // 3), slice(x // 2, shape[2] - x // 3)
+        np.testing.assert_array_equal(file.read(*where), label[where])
     written = zarr.open_array(str(path), mode="r")[...] if zarr_ else tifffile.imread(path)
     np.testing.assert_array_equal(written, label if stack else label[0])
     assert written.dtype == np.uint8
+
+
+@pytest.mark.parametrize("image", [GREY, SLICES, DEEP], ids=["grey", "RGB slices", "16 bit"])
+def test_percentiles_of_files_are_those_of_whole_images(image, tmp_path):
+    np.save(tmp_path / "a.npy", image)
+    channels = image.shape[-1] if image.shape[-1] == 3 else 1
+    images = image.reshape(-1, 90, 130, channels)
+    with open_regions(tmp_path / "a.npy", channels) as file:
+        made = stretched_regions(file, (1, 99.8))
+        for n, whole in enumerate(stretched(to_float(images), (1, 99.8))):
+            np.testing.assert_allclose(made[n, 10:70, 20:130], whole[10:70, 20:130], atol=2e-6)
+
+
+def test_percentiles_of_float_files_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((40, 40), np.float32))
+    with open_regions(tmp_path / "a.npy", 1) as file, pytest.raises(InputError, match="counted of integers, not of float32"):
+        stretched_regions(file, (1, 99.8))
 
 
 # ---- Hostile files ------------------------------------------------------------------------------------------------------
@@ -280,7 +302,7 @@ def test_a_label_map_and_its_overview_take_little_memory(tmp_path):
         create_label_file(tmp_path / "long.tif", (1, 65536, 1024), stack=False, zarr=False, colours=colours, identity="")
         labels = open_label_file(tmp_path / "long.tif", (1, 65536, 1024))
         labels.write(0, slice(600, 1300), slice(500, 600), np.ones((700, 100), np.uint8))
-        shown = overview(image, labels.band, colours)
+        shown = overview(image, labels.read, functools.partial(overlay, colours=colours))
     assert shown.shape == (2048, 32, 3)
     assert set(map(tuple, shown[-(-600 // 32) : -(-1300 // 32), -(-500 // 32) : -(-600 // 32)].reshape(-1, 3).tolist())) == {(128, 0, 0)}
     assert (shown[:, 0] == 0).all()

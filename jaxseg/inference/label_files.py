@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +19,21 @@ KEY = "jaxseg"
 
 
 class LabelFile(NamedTuple):
-    """`write(n, rows, columns, label [h, w])`; `band(n, k)`: the label's rows from k * SIDE on, SIDE of them; `sync()` to the disc."""
+    """`write(n, rows, columns, label [h, w])`, `read(n, rows, columns)`, `sync()` to the disc."""
 
     write: Callable[[int, slice, slice, Integer[np.ndarray, "h w"]], None]
-    band: Callable[[int, int], Integer[np.ndarray, "side w"]]
+    read: Callable[[int, slice, slice], Integer[np.ndarray, "h w"]]
     sync: Callable[[], None]
 
 
-def create_label_file(path: Path, shape: tuple[int, int, int], *, stack: bool, zarr: bool, colours: Colours, identity: str) -> None:
-    """A file of N x H x W zeros ([H, W] unless `stack`).
+def create_label_file(path: Path, shape: tuple[int, int, int], *, stack: bool, zarr: bool, colours: Colours | None, identity: str) -> None:
+    """A file of N x H x W zeros ([H, W] unless `stack`): of classes, which a TIFF file shows in their colours, or of objects, uint32.
 
-    A TIFF file is not compressed, so that any region can be written at any time, and shows its classes in their colours.
+    A TIFF file is not compressed, so that any region can be written at any time.
     """
     sides = shape if stack else shape[1:]
-    kind = np.uint8 if len(colours) <= 256 else np.uint16
-    about = {KEY: identity, "colours": [list(map(int, c)) for c in colours]}
+    kind = np.uint32 if colours is None else np.uint8 if len(colours) <= 256 else np.uint16
+    about: Any = {KEY: identity} if colours is None else {KEY: identity, "colours": [list(map(int, c)) for c in colours]}
     if zarr:
         import zarr as zarr_
 
@@ -42,10 +42,13 @@ def create_label_file(path: Path, shape: tuple[int, int, int], *, stack: bool, z
         config: Any = {"write_empty_chunks": True}
         zarr_.create_array(str(path), shape=sides, chunks=chunks, dtype=kind, attributes=about, dimension_names=names, config=config)
         return
-    table = np.zeros((3, 2 ** (8 * np.dtype(kind).itemsize)), np.uint16)
-    table[:, : len(colours)] = 257 * np.asarray(colours, np.uint16).T
-    options: Any = {"photometric": "palette", "colormap": table, "metadata": None, "description": json.dumps(about)}
-    tifffile.imwrite(path, shape=sides, dtype=kind, bigtiff=True, tile=(SIDE, SIDE), **options)
+    options: Any = {"photometric": "minisblack"}
+    if colours is not None:
+        table = np.zeros((3, 2 ** (8 * np.dtype(kind).itemsize)), np.uint16)
+        table[:, : len(colours)] = 257 * np.asarray(colours, np.uint16).T
+        options = {"photometric": "palette", "colormap": table}
+    about = {"metadata": None, "description": json.dumps(about)}
+    tifffile.imwrite(path, shape=sides, dtype=kind, bigtiff=True, tile=(SIDE, SIDE), **options, **about)
 
 
 def open_label_file(path: Path, shape: tuple[int, int, int]) -> LabelFile:
@@ -76,7 +79,7 @@ def _zarr(path: Path, shape: tuple[int, int, int]) -> LabelFile:
     def write(n: int, rows: slice, columns: slice, label: np.ndarray) -> None:
         array[(n,) * lead + (rows, columns)] = label.astype(array.dtype)
 
-    return LabelFile(write, lambda n, k: array[(n,) * lead + (slice(k * SIDE, (k + 1) * SIDE),)], lambda: None)
+    return LabelFile(write, lambda n, rows, columns: array[(n,) * lead + (rows, columns)], lambda: None)
 
 
 def _tiff(path: Path, shape: tuple[int, int, int]) -> LabelFile:
@@ -88,19 +91,29 @@ def _tiff(path: Path, shape: tuple[int, int, int]) -> LabelFile:
     def tiles(n: int) -> np.memmap:  # made anew each time: what was written would otherwise count as this process's memory
         return np.memmap(path, kind, "r+", starts[n], (down, across, SIDE, SIDE))
 
-    def write(n: int, rows: slice, columns: slice, label: np.ndarray) -> None:
-        grid = tiles(n)
+    def meeting(rows: slice, columns: slice) -> Iterator[tuple[tuple[int | slice, ...], tuple[slice, slice]]]:
+        """Where the region lies in each tile, and where that part lies in the region."""
         for y in range(rows.start // SIDE, -(-rows.stop // SIDE)):
             for x in range(columns.start // SIDE, -(-columns.stop // SIDE)):
                 (top, bottom), (left, right) = ((max(k * SIDE, s.start), min((k + 1) * SIDE, s.stop)) for k, s in ((y, rows), (x, columns)))
-                part = label[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
-                grid[y, x, top - y * SIDE : bottom - y * SIDE, left - x * SIDE : right - x * SIDE] = part
+                tile = y, x, slice(top - y * SIDE, bottom - y * SIDE), slice(left - x * SIDE, right - x * SIDE)
+                yield tile, (slice(top - rows.start, bottom - rows.start), slice(left - columns.start, right - columns.start))
 
-    def band(n: int, k: int) -> np.ndarray:
-        return tiles(n)[k].swapaxes(0, 1).reshape(SIDE, -1)[: shape[1] - k * SIDE, : shape[2]].copy()
+    def write(n: int, rows: slice, columns: slice, label: np.ndarray) -> None:
+        grid = tiles(n)
+        for tile, part in meeting(rows, columns):
+            grid[tile] = label[part]
 
-    def sync() -> None:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    def read(n: int, rows: slice, columns: slice) -> np.ndarray:
+        grid, label = tiles(n), np.empty((rows.stop - rows.start, columns.stop - columns.start), kind)
+        for tile, part in meeting(rows, columns):
+            label[part] = grid[tile]
+        return label
 
-    return LabelFile(write, band, sync)
+    return LabelFile(write, read, lambda: sync(path))
+
+
+def sync(path: Path) -> None:
+    """What was written to the file is on the disc."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,5 +1,7 @@
 """Label maps of images larger than memory: read, predicted and written region by region. A killed run goes on where it stopped."""
 
+import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -12,17 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxseg.data import to_float
 from jaxseg.errors import InputError
-from jaxseg.inference.label_files import SIDE, create_label_file, identity_of, open_label_file
+from jaxseg.inference.label_files import SIDE, LabelFile, create_label_file, identity_of, open_label_file, sync
 from jaxseg.inference.region_files import RegionFile
 from jaxseg.inference.tiles import Region
-from jaxseg.pictures import Colours, overlay, png_bytes
+from jaxseg.instances.stitch import Decode, stitch_into, window_count
+from jaxseg.pictures import Colours, outlines, overlay, png_bytes
+from jaxseg.progress import progress
 
 EVERY = 16
 """Regions after which the journal is written: what a killed run computes again at most."""
 
 SHOWN = 2048
 """Largest side of the overview, pixels."""
+
+WINDOW, OVERLAP = 2048, 256
+"""Of the windows in which objects are decoded, pixels. Within the overlap an object and its neighbours are what all of the image gives."""
 
 
 def predict_regions(
@@ -34,46 +42,104 @@ def predict_regions(
     *,
     colours: Colours,
     identity: str,
+    decode: Decode | None = None,
 ) -> None:
     """The label map of all images of a file, as `out` (.zarr, or else TIFF), and a reduced overlay of the middle one as PNG, `shown`.
 
     The map grows in `out`.part, and `out`.journal says how many of its regions are there; both become `out` at the end. A map of the same
-    identity that is finished stays as it is.
+    identity that is finished stays as it is. Of objects an image's logits are kept in `out`.logits until they are decoded.
 
     Args:
       regions: of `jaxseg.inference.tiles.tiled_regions`.
       colours: one a class.
       identity: a digest of everything the labels depend on.
+      decode: of a route to objects; None for classes.
 
     Raises:
       InputError: the part or the finished map at `out` is of something else.
     """
-    part, journal = (out.with_name(out.name + suffix) for suffix in (".part", ".journal"))
+    part, journal, logits = (out.with_name(out.name + suffix) for suffix in (".part", ".journal", ".logits"))
     there = identity_of(out)
     if there == identity:
-        journal.unlink(missing_ok=True)
+        for left in (logits, journal):
+            left.unlink(missing_ok=True)
         return
     if out.is_dir() and there is None:
         raise InputError(f"{out}: is a folder that `jaxseg predict` did not write. Move it away, or choose another --out.")
     shape = image.shape[:3]
     if not journal.exists():  # nothing, or a part whose making was interrupted
         _remove(part)
-        create_label_file(part, shape, stack=image.stack, zarr=out.suffix == ".zarr", colours=colours, identity=identity)
-        _note(journal, 0)
+        logits.unlink(missing_ok=True)
+        kind = None if decode else colours
+        create_label_file(part, shape, stack=image.stack, zarr=out.suffix == ".zarr", colours=kind, identity=identity)
+        _note(journal, 0, 0)
     if identity_of(part) != identity:
         raise InputError(f"{part}: was begun with another image, model or options. Remove it and {journal.name} to start again.")
-    labels, done = open_label_file(part, shape), int(journal.read_text())
-    classes = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint16))  # NumPy takes five times as long
-    for number, ((n, rows, columns), logits) in enumerate(regions(variables, image, skip=done), done + 1):
-        labels.write(n, rows, columns, np.asarray(classes(logits)))  # type: ignore[arg-type]
+    labels = open_label_file(part, shape)
+    done, decoded = map(int, journal.read_text().split())
+    take, finish = _classes(labels) if decode is None else _objects(labels, decode, logits, shape)
+
+    def note(number: int, images: int) -> None:
+        labels.sync()
+        if logits.exists():
+            sync(logits)
+        _note(journal, number, images)
+
+    def close(upto: int, number: int) -> int:
+        """The images before `upto` are there, with the first `number` regions."""
+        for n in range(decoded, upto):
+            finish(n)
+            note(number, n + 1)
+        return max(decoded, upto)
+
+    number = done
+    for number, ((n, rows, columns), values) in enumerate(regions(variables, image, skip=done), done + 1):
+        decoded = close(n, number - 1)  # type: ignore[arg-type]
+        take(n, rows, columns, values)  # type: ignore[arg-type]
         if number % EVERY == 0:
-            labels.sync()
-            _note(journal, number)
-    labels.sync()
-    shown.write_bytes(png_bytes(overview(image, labels.band, colours)))
+            note(number, decoded)
+    close(shape[0], number)
+    draw = outlines if decode else functools.partial(overlay, colours=colours)
+    shown.write_bytes(png_bytes(overview(image, labels.read, draw)))
     _remove(out)
     os.replace(part, out)
+    logits.unlink(missing_ok=True)
     journal.unlink()
+
+
+Take = Callable[[int, slice, slice, np.ndarray], None]
+Finish = Callable[[int], None]
+
+
+def _classes(labels: LabelFile) -> tuple[Take, Finish]:
+    """A region's logits go into the map as classes; nothing is left to do for an image."""
+    largest = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint16))  # NumPy takes five times as long
+    return lambda n, rows, columns, logits: labels.write(n, rows, columns, np.asarray(largest(logits))), lambda n: None
+
+
+def _objects(labels: LabelFile, decode: Decode, file: Path, shape: tuple[int, int, int]) -> tuple[Take, Finish]:
+    """A region's logits are kept in `file`; an image's are decoded window by window."""
+
+    def stored(mode: Any, channels: int) -> Any:  # made anew each time: what was written would otherwise count as this process's memory
+        return np.memmap(file, np.float32, mode, shape=(*shape[1:], channels))
+
+    def take(n: int, rows: slice, columns: slice, logits: np.ndarray) -> None:
+        stored("r+" if file.exists() else "w+", logits.shape[-1])[rows, columns] = logits
+
+    def finish(n: int) -> None:
+        channels = file.stat().st_size // (4 * math.prod(shape[1:]))
+        windows: Any = {"window": WINDOW, "overlap": OVERLAP}
+        with progress("objects", window_count(*shape[1:], **windows)) as advance:
+
+            def decode_one(window: np.ndarray) -> np.ndarray:
+                found = decode(window)
+                advance(1)
+                return found
+
+            read, write = functools.partial(labels.read, n), functools.partial(labels.write, n)
+            stitch_into(read, write, decode_one, stored("r", channels), **windows)
+
+    return take, finish
 
 
 def file_identity(path: Path) -> str:
@@ -83,19 +149,49 @@ def file_identity(path: Path) -> str:
     return hashlib.sha256("\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats).encode()).hexdigest()
 
 
-def overview(image: RegionFile, band: Callable[[int, int], np.ndarray], colours: Colours) -> np.ndarray:
-    """The middle image of a file with its labels' colours over it, by every so many pixels."""
+def overview(image: RegionFile, read: Callable[[int, slice, slice], np.ndarray], draw: Callable[..., np.ndarray]) -> np.ndarray:
+    """The middle image of a file with its labels drawn over it, by every so many pixels."""
     n, height, width = image.shape[0] // 2, *image.shape[1:3]
     step = math.ceil(max(height, width) / SHOWN)
+    bands = [slice(top, min(top + SIDE, height)) for top in range(0, height, SIDE)]
     # Copies: a view would keep all that it was taken from.
-    label = np.concatenate([band(n, k)[-k * SIDE % step :: step, ::step].copy() for k in range(-(-height // SIDE))])
+    label = np.concatenate([read(n, band, slice(0, width))[-band.start % step :: step, ::step].copy() for band in bands])
     seen = np.concatenate([image.read(n, slice(y, y + 1), slice(0, width))[:, ::step].copy() for y in range(0, height, step)])
-    return overlay(seen, label, colours)
+    return draw(seen, label)
 
 
-def _note(journal: Path, regions: int) -> None:
+def stretched_regions(image: RegionFile, percentiles: tuple[float, float]) -> RegionFile:
+    """`jaxseg.inference.whole.stretched` of a file's images, whose values are counted in a pass over each."""
+    if image.dtype.kind != "u":
+        raise InputError(
+            f"{image.name}: is read by regions, and this run needs percentiles of whole images, which are counted of integers, "
+            f"not of {image.dtype}. Convert it to uint8 or uint16 as the training images were."
+        )
+
+    @functools.cache
+    def limits(n: int) -> tuple[np.ndarray, np.ndarray]:
+        _, height, width, channels = image.shape
+        counts = np.zeros((channels, np.iinfo(image.dtype).max + 1), np.int64)
+        for top in range(0, height, SIDE):
+            band = image.read(n, slice(top, min(top + SIDE, height)), slice(0, width))
+            counts += [np.bincount(band[..., c].ravel(), minlength=counts.shape[1]) for c in range(channels)]
+        at, part = np.divmod(np.asarray(percentiles) / 100 * (height * width - 1), 1)
+        below = np.cumsum(counts, 1)
+        low, high = ([np.searchsorted(line, at + k, "right") for line in below] for k in (0, 1))  # [C, 2] each
+        values = (np.array(low) * (1 - part) + np.minimum(high, counts.shape[1] - 1) * part) / np.iinfo(image.dtype).max
+        return values[:, 0].astype(np.float32), values[:, 1].astype(np.float32)
+
+    def read(n: int, rows: slice, columns: slice) -> np.ndarray:
+        low, high = limits(n)
+        return (to_float(image.read(n, rows, columns)) - low) / np.maximum(high - low, np.float32(1e-4))
+
+    return dataclasses.replace(image, dtype=np.dtype(np.float32), read=read)
+
+
+def _note(journal: Path, regions: int, images: int) -> None:
+    """Of the regions the first ones are there, of the images the first ones are finished."""
     new = journal.with_name(journal.name + ".new")
-    new.write_text(f"{regions}\n")
+    new.write_text(f"{regions} {images}\n")
     os.replace(new, journal)
 
 
