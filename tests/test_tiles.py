@@ -16,7 +16,8 @@ from jaxseg.errors import InputError
 from jaxseg.inference.tile_plan import Reach, exact_tiling, find_reach
 from jaxseg.inference.tiles import tiled, tiled_regions, weights
 from jaxseg.inference.whole import predict_whole
-from jaxseg.models import ConvOnly, NNUNet, UNet
+from jaxseg.models import ConvOnly, DirectHeatmap, NNUNet, UNet
+from jaxseg.models.heatmap import PlainEncoder
 
 SIZES = [(1, 1), (5, 83), (13, 50), (31, 29), (44, 45), (47, 64), (61, 61), (64, 64), (70, 97), (101, 38), (113, 127), (130, 66)]
 
@@ -69,6 +70,19 @@ def test_wide_layers_whose_rounding_lies_in_cells(padding, size):
     apply, variables, whole = _unet(padding, (64, 64))
     image = _image(*size, 1)
     np.testing.assert_array_equal(tiled(apply, tile=96, batch=2)(variables, image), whole(variables, image))
+
+
+@pytest.mark.parametrize("enlarge", ["nearest", "bilinear"])
+@pytest.mark.parametrize("size", [(61, 64), (64, 62), (63, 63), (66, 97)])
+def test_a_map_that_is_stretched_to_the_image_has_no_exact_tiles(enlarge, size):
+    """Of an image of 61 rows a map of 16 is enlarged by 3.8, of a tile's 45 rows one of 12 by 3.75."""
+    model = DirectHeatmap(2, partial(PlainEncoder, features=(4, 4)), enlarge=enlarge)
+    variables = random_variables(model, _image(1, 64, 64, 1))
+    predict = tiled(model.apply, tile=48)
+    with pytest.raises(InputError, match=r"stretches a coarse map.* multiples of 4"):
+        predict(variables, _image(*size, 1))
+    for image in (_image(60, 100, 1), _image(61, 20, 1)[:40], _image(37, 96, 1)):  # of whole factors, or of one tile where they are not
+        np.testing.assert_array_equal(predict(variables, image), jax.jit(model.apply)(variables, image[None])[0])
 
 
 def _compiled(f):
@@ -167,7 +181,7 @@ def test_no_exact_tiles_of_a_model_that_sees_all_of_the_image():
     image = _image(100, 100, 1)
     for model in (UNet(2, (3, 4), padding="same", norm="group"), NNUNet(2, (3, 4))):
         variables = random_variables(model, image[None])
-        with pytest.raises(InputError, match=r"depends on every pixel of the image, as by an instance or group norm.*blend='gaussian'"):
+        with pytest.raises(InputError, match=r"depends on all of them: by an instance or group norm.*blend='gaussian'"):
             tiled(model.apply, tile=48)(variables, image)
         assert np.isfinite(tiled(model.apply, tile=48, blend="gaussian")(variables, image)).all()
 

@@ -125,8 +125,8 @@ def legal_side(apply: Apply, side: int, channels: int) -> int:
     raise InputError(f"tiles: the model takes no side from {side} to {side + 256}. {refused}") from refused
 
 
-def find_reach(apply: Apply, channels: int, tile: int) -> tuple[Reach, Reach]:
-    """Of rows and columns, from the traced model; the period is taken to show in the fields, as a U-Net's does.
+def find_reach(apply: Apply, channels: int, tile: int) -> tuple[Reach, Reach, int]:
+    """Of rows and columns, from the traced model, and the side that was traced; the period is taken to show in the fields, as U-Nets' do.
 
     Raises:
       InputError: no output of a tile is free of the tile's edge, because it sees all of any image or more than the tile.
@@ -137,21 +137,40 @@ def find_reach(apply: Apply, channels: int, tile: int) -> tuple[Reach, Reach]:
         lines = fields(apply, (1, side, side, channels))
         rows, columns = (_regular(lo, hi, side) for lo, hi in lines)
         if rows and columns:
-            return rows, columns
+            return rows, columns, side
         if side >= 2 * tile:
             break
         side *= 2
     widest = max(int((hi - lo).max()) + 1 for lo, hi in lines)
     everything = all((hi - lo == side - 1).all() for lo, hi in lines)
     why = (
-        "every output depends on every pixel of the image, as by an instance or group norm, a global mean or attention, so no tile can "
-        "give what the whole image gives"
+        f"every output of {side} x {side} pixels depends on all of them: by an instance or group norm, a global mean or attention, "
+        f"which no tile can give, or by so wide a field, for which tiles of {tile} are too small"
         if everything
         else f"outputs depend on up to {widest} of {side} pixels, or do not lie pixel on pixel, so tiles of {tile} are too small"
     )
     raise InputError(
         f"exact tiles: {why}. Take blend='gaussian' (--blend gaussian), whose seams are an approximation, or predict the image whole."
     )
+
+
+def reach_of_size(apply: Apply, channels: int, found: tuple[Reach, Reach, int], size: tuple[int, int]) -> tuple[Reach, Reach]:
+    """What `find_reach` has found, for images whose sides leave the remainders of `size` by the period.
+
+    Raises:
+      InputError: there the outputs do not lie pixel on pixel.
+    """
+    *reach, side = found
+    high, wide = (side + (length - side) % len(r.first) for length, r in zip(size, reach, strict=True))
+    if high == wide == side:
+        return reach[0], reach[1]
+    at_size = [_regular(lo, hi, s) for (lo, hi), s in zip(fields(apply, (1, high, wide, channels)), (high, wide), strict=True)]
+    if any(a is None or len(a.first) != len(r.first) for a, r in zip(at_size, reach, strict=True)):
+        raise InputError(
+            f"exact tiles: of an image of {size[0]} x {size[1]} pixels the model's outputs do not lie pixel on pixel. Take "
+            "blend='gaussian' (--blend gaussian), or predict the image whole."
+        )
+    return at_size[0], at_size[1]  # type: ignore[return-value]
 
 
 def _regular(lo: Int[np.ndarray, " h"], hi: Int[np.ndarray, " h"], side: int) -> Reach | None:

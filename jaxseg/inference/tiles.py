@@ -12,8 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
-from jaxseg.inference.tile_plan import Tiling, blended_tiling, exact_tiling, find_reach, legal_side
+from jaxseg.inference.tile_plan import Tiling, blended_tiling, exact_tiling, find_reach, legal_side, reach_of_size
 from jaxseg.ops.conv import pixels_counted
+from jaxseg.ops.resize import stretching_noted
 from jaxseg.parallel import AXIS, data_mesh, replicated
 from jaxseg.progress import progress
 from jaxseg.receptive_field import ELEMENTWISE, MOVES
@@ -122,12 +123,25 @@ def tiled_regions(
         # Layers choose their form by the size of what they get. The tiles' must be the whole's, whose size a model that shrinks it decides.
         whole = legal(height), legal(width)
         for _ in range(4):
-            forms, counts = once((channels, whole), lambda whole=whole: _recorded(apply, variables, (1, *whole, channels)))
+            forms, counts, stretched = once((channels, whole), lambda whole=whole: _recorded(apply, variables, (1, *whole, channels)))
             as_whole = _replayed(apply, counts)
-            reach = once((channels, forms), lambda f=as_whole: find_reach(lambda x: f(variables, x), channels, tile))
+            found = once((channels, forms), lambda f=as_whole: find_reach(lambda x: f(variables, x), channels, tile))
+            # Where the model stretches its maps there are no fields to find, and one tile must do.
+            like = found[2] if stretched[0] else whole[0], found[2] if stretched[1] else whole[1]
+            places = like[0] % len(found[0].first), like[1] % len(found[1].first)
+            reach = once(
+                (channels, forms, places),
+                lambda f=as_whole, found=found, like=like: reach_of_size(lambda x: f(variables, x), channels, found, like),
+            )
             # Where a padded model's image is lower than a tile its tiles are longer: XLA rounds small maps by how many pixels they have.
             most = [tile if r.shrink else max(tile, tile**2 // other) for r, other in zip(reach, (width, height), strict=True)]
             rows, columns = (exact_tiling(n, m, r, legal) for n, m, r in zip((height, width), most, reach, strict=True))
+            if any(s and len(axis.offsets) > 1 for s, axis in zip(stretched, (rows, columns), strict=True)):
+                raise InputError(
+                    f"exact tiles: in an image of {height} x {width} pixels the model stretches a coarse map by a factor that is not "
+                    "whole, and would stretch that of a tile otherwise. Take blend='gaussian' (--blend gaussian), predict the image whole, "
+                    f"or give images of sides that are multiples of {max(len(r.first) for r in reach)}."
+                )
             if (rows.whole, columns.whole) == whole:
                 kind = channels, rows.side, columns.side, forms
                 shape = (1, rows.side, columns.side, channels)
@@ -179,17 +193,17 @@ def tiled_regions(
     return regions
 
 
-def _recorded(apply: Predict, variables: Any, shape: tuple[int, ...]) -> tuple[tuple[str, ...], list[int]]:
-    """The sums that `apply` takes for an image of this shape, and the pixels by which its layers chose them."""
-    counts = []
+def _recorded(apply: Predict, variables: Any, shape: tuple[int, ...]) -> tuple[tuple[str, ...], list[int], tuple[bool, bool]]:
+    """The sums that `apply` takes for an image of this shape, the pixels by which its layers chose them, and whether it stretches maps."""
+    counts, stretched = [], [(False, False)]
 
     def record(pixels: int) -> int:
         counts.append(pixels)
         return pixels
 
-    with pixels_counted(record):
+    with pixels_counted(record), stretching_noted(stretched.append):
         traced = jax.make_jaxpr(apply)(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return tuple(_sums(traced.jaxpr)), counts
+    return tuple(_sums(traced.jaxpr)), counts, tuple(map(any, zip(*stretched, strict=True)))  # type: ignore[return-value]
 
 
 def _replayed(apply: Predict, counts: list[int]) -> Predict:

@@ -6,8 +6,11 @@ the edges and where no small block fits the two sizes exactly; then they are vec
 ever meet the weight zero. So everything is pads, slices, products and sums, and its transpose is of the same kind.
 """
 
+import contextlib
 import functools
 import math
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +28,21 @@ AT_ONCE = 16
 """So many weights, rows' times columns', make one sum over both axes, which reads and writes the image once. Measured on CPUs."""
 MOST_TERMS = 20
 """More weights than these on an axis are multiplied as matrices, one a block, if at least half of their entries are not zero."""
+
+_NOTE: ContextVar[Callable[[tuple[bool, bool]], None]] = ContextVar("note", default=lambda stretched: None)
+
+
+@contextlib.contextmanager
+def stretching_noted(note: Callable[[tuple[bool, bool]], None]) -> Iterator[None]:
+    """`note` is told by each `resize` traced inside whether it stretches rows and columns: by no whole factor, or from corner to corner.
+
+    Where it does, what becomes of a pixel depends on the size of its image: a tile of it would be stretched otherwise.
+    """
+    before = _NOTE.set(note)
+    try:
+        yield
+    finally:
+        _NOTE.reset(before)
 
 
 def resize(
@@ -68,6 +86,10 @@ def resize(
     if method not in NEAREST:
         need_floats("resize", x.dtype, "Convert the image first, e.g. x.astype(jnp.float32), or take 'nearest' for labels.")
     *n, h, w, c = x.shape
+    known = all(isinstance(side, int) for side in (h, w, *size))  # an export may leave them open
+    if known:
+        rows, columns = (old != new and (align_corners or 0 not in (old % new, new % old)) for old, new in zip((h, w), size, strict=True))
+        _NOTE.get()((rows, columns))
     # An axis of one pixel is left for the broadcast at the end.
     if method in NEAREST:
         times = tuple(1 if old == 1 or new % old else new // old for old, new in zip((h, w), size, strict=True))
@@ -75,10 +97,10 @@ def resize(
         for at, old, new, whole in ((x.ndim - 2, w, size[1], times[1]), (x.ndim - 3, h, size[0], times[0])):
             y = selection(y, at, _grid(old, new, method, False)) if whole == 1 and old not in (1, new) else y
         y = repeat(y, *times)
-    elif all(isinstance(side, int) for side in (h, w, *size)):
+    elif known:
         maps = (None if old in (1, new) else _grid(old, new, method, align_corners) for old, new in zip((h, w), size, strict=True))
         y = weighted_sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), *maps).astype(x.dtype)
-    else:  # an export may leave them open
+    else:
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         y = _gathered(_gathered(y, x.ndim - 2, size[1], method, align_corners), x.ndim - 3, size[0], method, align_corners).astype(x.dtype)
     return jnp.broadcast_to(y, (*n, *size, c))
