@@ -7,9 +7,10 @@ deviations of the logits. Up to ten minutes a model on 2 cores, most of them of 
 file already is not run again.
 """
 
+import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -100,16 +101,17 @@ def smallest_tile(network: nn.Module, variables: dict, unit: int) -> int:
     """That the model can have for images of all remainders, found by what the refusals ask for."""
     tile = 32
     while True:
-        asked = [need for size in sizes(tile, unit) if (need := _asked(network, variables, tile, size)) is not None]
-        if not asked:
+        plan = functools.partial(tiled(network.apply, tile=tile), variables)
+        asked = next((need for size in sizes(tile, unit) if (need := _asked(plan, tile, size)) is not None), None)
+        if asked is None:
             return tile
-        tile = max(asked)
+        tile = asked
 
 
-def _asked(network: nn.Module, variables: dict, tile: int, size: tuple[int, int]) -> int | None:
+def _asked(plan: Callable, tile: int, size: tuple[int, int]) -> int | None:
     """The larger tile that an image of this size needs, or None."""
     try:
-        tiled(network.apply, tile=tile)(variables, _Unread((*size, CHANNELS)))
+        plan(_Unread((*size, CHANNELS)))
     except _ReadError:
         return None
     except InputError as error:

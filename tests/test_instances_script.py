@@ -199,8 +199,9 @@ def test_objects_across_windows_come_out_once_and_whole(nuclei, stack, tmp_path,
         assert ((label[:, border] > 0) & (label[:, border] == label[:, border - 1])).any()
 
 
-@pytest.mark.parametrize("killed", [0, 1, 2])
-def test_objects_of_finished_images_are_not_decoded_again(killed, nuclei, stack, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lost", [False, True], ids=["", "logits lost"])
+@pytest.mark.parametrize("killed", [0, 2])
+def test_objects_of_finished_images_are_not_decoded_again(killed, lost, nuclei, stack, tmp_path, monkeypatch):
     stitch, calls = region_prediction.stitch_into, []
 
     def broken(*arguments, **options):
@@ -209,10 +210,33 @@ def test_objects_of_finished_images_are_not_decoded_again(killed, nuclei, stack,
         calls.append(stitch(*arguments, **options))
 
     monkeypatch.setattr(region_prediction, "stitch_into", broken)
+    monkeypatch.setattr(region_prediction, "EVERY", 5)  # of 9 regions an image
     predict_stack(nuclei, tmp_path, stack, ends=130)
+    if lost:
+        (tmp_path / "out" / "a.tif.logits").write_bytes(b"cut short")
     monkeypatch.setattr(region_prediction, "stitch_into", lambda *a, **k: calls.append(stitch(*a, **k)))
     np.testing.assert_array_equal(predict_stack(nuclei, tmp_path, stack), whole_objects(nuclei, stack))
     assert len(calls) == 3
+
+
+def test_what_another_run_has_begun_stays(nuclei, stack, tmp_path, monkeypatch, capsys):
+    predict_stack(nuclei, tmp_path, stack)
+    command = ["predict", str(nuclei / "run"), str(tmp_path / "a.npy"), "--out", str(tmp_path / "out"), "--tile"]
+    with monkeypatch.context() as patch:
+        patch.setattr(region_prediction, "stitch_into", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([*command, "80"])
+    begun = {path.name for path in (tmp_path / "out").iterdir()}
+    assert begun >= {"a.tif.part", "a.tif.journal", "a.tif.logits"}
+    (tmp_path / "out" / "a_overview.png").unlink()
+    assert main([*command, "64"]) == 0  # is there, but for its picture
+    assert {path.name for path in (tmp_path / "out").iterdir()} == begun
+    (tmp_path / "out" / "a.tif.journal").write_text("")
+    assert main([*command, "80"]) == 2
+    assert "a.tif.journal: is damaged" in capsys.readouterr().err
+    (tmp_path / "out" / "a.tif.part").unlink()
+    assert main([*command, "80"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.tif", "a_overview.png"}
 
 
 def test_predict_says_what_does_not_go_with_objects(nuclei, tmp_path, capsys):

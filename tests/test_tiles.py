@@ -85,6 +85,31 @@ def test_a_map_that_is_stretched_to_the_image_has_no_exact_tiles(enlarge, size):
         np.testing.assert_array_equal(predict(variables, image), jax.jit(model.apply)(variables, image[None])[0])
 
 
+def test_a_model_that_was_compiled_before_is_planned_alike():
+    """What layers say of themselves while they are traced is not heard of a program that JAX has kept."""
+    model = DirectHeatmap(2, partial(PlainEncoder, features=(4, 4)))
+    image = _image(61, 64, 1)
+    apply, variables = model.apply, random_variables(model, image[None])
+    whole = jax.jit(apply)
+    whole(variables, image[None])
+    with pytest.raises(InputError, match="stretches a coarse map"):
+        tiled(apply, tile=48)(variables, image)
+    wide = ConvOnly(2, (64, 64))
+    apply, variables, image = wide.apply, random_variables(wide, image[None]), _image(70, 53, 1)
+    whole = jax.jit(apply)
+    expected = whole(variables, image[None])[0]
+    np.testing.assert_array_equal(tiled(apply, tile=15)(variables, image), expected)
+
+
+@pytest.mark.parametrize("size", [(26, 114), (53, 53), (88, 88), (107, 67)])
+def test_cells_of_an_unpadded_model_end_where_the_whole_s_do(size):
+    """Its coarsest level is computed in cells of 4 x 4; the last ones are cut by the whole's end, and round by what is left of them."""
+    model = UNet(2, (16, 32, 64))
+    variables, image = random_variables(model, _image(1, 60, 60, 1)), _image(*size, 1)
+    expected = jax.jit(lambda v, x: predict_whole(model, v, x[None])[0])(variables, image)
+    np.testing.assert_array_equal(tiled(model.apply, tile=88)(variables, image), expected)
+
+
 def _compiled(f):
     """How many programs f compiles."""
     events = []
@@ -128,7 +153,7 @@ def test_the_halo_is_sufficient_and_necessary(padding):
     """A tile cut out of a large image is right from the first output that sees the tile alone on, and not one before."""
     apply, variables, _ = _unet(padding)
     apply = jax.jit(partial(apply, variables))
-    reach = find_reach(apply, 1, 64)[0]
+    reach = find_reach(apply, 1, 64, (64, 64))[0]
     assert len(reach.first) == 4
     image, offset, side = _image(1, 140, 140, 1), 40, 60
     whole, cut = apply(image), apply(image[:, offset : offset + side, offset : offset + side])
@@ -148,7 +173,7 @@ def test_one_pixel_less_of_halo_is_seen():
     """The equality above can fail: with a field that claims less, or tiles out of step, some logits differ."""
     apply, variables, whole = _unet("same")
     image = _image(130, 60, 1)
-    reach = find_reach(partial(apply, variables), 1, 64)[0]
+    reach = find_reach(partial(apply, variables), 1, 64, (108, 108))[0]
     for wrong in (reach._replace(first=reach.first + 1), reach._replace(last=reach.last - 1), Reach(reach.first[:1], reach.last[:1], 0)):
         rows = exact_tiling(130, 60, wrong, lambda n: n)
         step = jax.jit(partial(apply, variables))

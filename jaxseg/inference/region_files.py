@@ -53,7 +53,9 @@ class RegionFile:
     def __getitem__(self, where: tuple[int, slice, slice]) -> Float[np.ndarray, "h w c"]:
         part = to_float(self.read(*where))
         if self.dtype.kind == "f" and not np.isfinite(part).all():
-            raise InputError(f"{self.name}: image {where[0]} holds nan or infinite values in {where[1:]}: replace them by finite ones.")
+            n, rows, columns = where
+            place = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
+            raise InputError(f"{self.name}: image {n} holds nan or infinite values in {place}: replace them by finite ones.")
         return part
 
 

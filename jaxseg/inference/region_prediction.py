@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,52 +59,68 @@ def predict_regions(
       InputError: the part or the finished map at `out` is of something else.
     """
     part, journal, logits = (out.with_name(out.name + suffix) for suffix in (".part", ".journal", ".logits"))
+    shape, draw = image.shape[:3], outlines if decode else functools.partial(overlay, colours=colours)
     there = identity_of(out)
     if there == identity:
-        for left in (logits, journal):
-            left.unlink(missing_ok=True)
+        if not shown.exists():
+            shown.write_bytes(png_bytes(overview(image, open_label_file(out, shape).read, draw)))
+        if not part.exists():  # left by a run that ended at its very end; else they are of another one
+            for left in (logits, journal):
+                left.unlink(missing_ok=True)
         return
     if out.is_dir() and there is None:
         raise InputError(f"{out}: is a folder that `jaxseg predict` did not write. Move it away, or choose another --out.")
-    shape = image.shape[:3]
-    if not journal.exists():  # nothing, or a part whose making was interrupted
+    progressed = _read(journal) if journal.exists() and part.exists() else None
+    if progressed is None or (progressed.regions == 0 and identity_of(part) != identity):  # nothing, or nothing to lose
         _remove(part)
         logits.unlink(missing_ok=True)
         kind = None if decode else colours
         create_label_file(part, shape, stack=image.stack, zarr=out.suffix == ".zarr", colours=kind, identity=identity)
-        _note(journal, 0, 0)
+        progressed = Progress(0, 0, 0, 0)
+        _note(journal, progressed)
     if identity_of(part) != identity:
         raise InputError(f"{part}: was begun with another image, model or options. Remove it and {journal.name} to start again.")
-    labels = open_label_file(part, shape)
-    done, decoded = map(int, journal.read_text().split())
+    labels, (done, images, before, size) = open_label_file(part, shape), progressed
+    if size and (not logits.exists() or logits.stat().st_size != size):  # the image that it was of is done again
+        logits.unlink(missing_ok=True)
+        done = before
     take, finish = _classes(labels) if decode is None else _objects(labels, decode, logits, shape)
 
-    def note(number: int, images: int) -> None:
+    def note(number: int) -> None:
         labels.sync()
         if logits.exists():
             sync(logits)
-        _note(journal, number, images)
+        _note(journal, Progress(number, images, before, logits.stat().st_size if logits.exists() else 0))
 
-    def close(upto: int, number: int) -> int:
+    def close(upto: int, number: int) -> None:
         """The images before `upto` are there, with the first `number` regions."""
-        for n in range(decoded, upto):
-            finish(n)
-            note(number, n + 1)
-        return max(decoded, upto)
+        nonlocal images, before
+        while images < upto:
+            finish(images)
+            images, before = images + 1, number
+            note(number)
 
     number = done
     for number, ((n, rows, columns), values) in enumerate(regions(variables, image, skip=done), done + 1):
-        decoded = close(n, number - 1)  # type: ignore[arg-type]
+        close(n, number - 1)  # type: ignore[arg-type]
         take(n, rows, columns, values)  # type: ignore[arg-type]
         if number % EVERY == 0:
-            note(number, decoded)
+            note(number)
     close(shape[0], number)
-    draw = outlines if decode else functools.partial(overlay, colours=colours)
     shown.write_bytes(png_bytes(overview(image, labels.read, draw)))
     _remove(out)
     os.replace(part, out)
     logits.unlink(missing_ok=True)
     journal.unlink()
+
+
+class Progress(NamedTuple):
+    """What a journal says: so many regions and images are finished, with the first `before` regions; the logits' file has `size` bytes."""
+
+    regions: int
+    images: int
+    before: int
+    size: int
 
 
 Take = Callable[[int, slice, slice, np.ndarray], None]
@@ -165,7 +181,7 @@ def stretched_regions(image: RegionFile, percentiles: tuple[float, float]) -> Re
     if image.dtype.kind != "u":
         raise InputError(
             f"{image.name}: is read by regions, and this run needs percentiles of whole images, which are counted of integers, "
-            f"not of {image.dtype}. Convert it to uint8 or uint16 as the training images were."
+            f"not of {image.dtype}. Cut the image into pictures, or train on uint8 or uint16."
         )
 
     @functools.cache
@@ -188,11 +204,18 @@ def stretched_regions(image: RegionFile, percentiles: tuple[float, float]) -> Re
     return dataclasses.replace(image, dtype=np.dtype(np.float32), read=read)
 
 
-def _note(journal: Path, regions: int, images: int) -> None:
-    """Of the regions the first ones are there, of the images the first ones are finished."""
+def _note(journal: Path, progressed: Progress) -> None:
     new = journal.with_name(journal.name + ".new")
-    new.write_text(f"{regions} {images}\n")
+    new.write_text(" ".join(map(str, progressed)) + "\n")
+    sync(new)
     os.replace(new, journal)
+
+
+def _read(journal: Path) -> Progress:
+    try:
+        return Progress(*map(int, journal.read_text().split()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{journal}: is damaged ({error}). Remove it to start again.") from error
 
 
 def _remove(path: Path) -> None:

@@ -6,6 +6,7 @@ tile's edge is the image's edge both have the same padding there.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxseg.errors import InputError
 from jaxseg.receptive_field import fields
+
+REMAINDERS = 128
+"""Periods of fields mostly divide it: models' strides, times 4 of Winograd's cells."""
 
 Apply = Callable[[Float[Array, "n h w c"]], Float[Array, "n h2 w2 k"]]
 
@@ -72,8 +76,10 @@ def exact_tiling(length: int, tile: int, reach: Reach, legal: Callable[[int], in
     whole = legal(length + shrink) if shrink else length
     side = whole - max(-(-(whole - tile) // period), 0) * period
     if shrink and reach.right(largest := _largest(tile, legal)) == (0, largest - shrink):
-        side = largest
-        whole = side + -(-max(length + shrink - side, 0) // period) * period
+        longer = largest + -(-max(length + shrink - largest, 0) // period) * period
+        cells = legal(whole + 1) - whole < period  # of layers, in which rounding lies: they must end where the whole's do
+        if longer == whole or not cells:
+            whole, side = longer, largest
     start, end = reach.right(side)
     step = (end - start) // period * period
     if whole > side and (side <= 0 or step <= 0):
@@ -125,52 +131,41 @@ def legal_side(apply: Apply, side: int, channels: int) -> int:
     raise InputError(f"tiles: the model takes no side from {side} to {side + 256}. {refused}") from refused
 
 
-def find_reach(apply: Apply, channels: int, tile: int) -> tuple[Reach, Reach, int]:
-    """Of rows and columns, from the traced model, and the side that was traced; the period is taken to show in the fields, as U-Nets' do.
+def find_reach(apply: Apply, channels: int, tile: int, size: tuple[int, int], modulus: int = REMAINDERS) -> tuple[Reach, Reach, int]:
+    """Of rows and columns, from the traced model, and `modulus`; the period is taken to show in the fields, as a U-Net's does.
+
+    Args:
+      size: of the image. Small ones are traced, of sides that leave the same remainders by `modulus`, since a padding may lie otherwise
+        where the remainder by the period is another. A `modulus` that is no multiple of the periods is made one.
 
     Raises:
       InputError: no output of a tile is free of the tile's edge, because it sees all of any image or more than the tile.
     """
-    side = max(tile // 2, 32)
+    base = legal_side(apply, max(tile // 2, 32), channels)
     while True:
-        side = legal_side(apply, side, channels)
-        lines = fields(apply, (1, side, side, channels))
-        rows, columns = (_regular(lo, hi, side) for lo, hi in lines)
+        high, wide = (base + (length - base) % modulus for length in size)
+        lines = fields(apply, (1, high, wide, channels))
+        rows, columns = (_regular(lo, hi, side) for (lo, hi), side in zip(lines, (high, wide), strict=True))
         if rows and columns:
-            return rows, columns, side
-        if side >= 2 * tile:
+            periods = math.lcm(len(rows.first), len(columns.first))
+            if modulus % periods == 0:
+                return rows, columns, modulus
+            modulus = math.lcm(modulus, periods)
+            continue
+        if base >= 2 * tile:
             break
-        side *= 2
+        base *= 2
     widest = max(int((hi - lo).max()) + 1 for lo, hi in lines)
-    everything = all((hi - lo == side - 1).all() for lo, hi in lines)
+    everything = all((hi - lo == side - 1).all() for (lo, hi), side in zip(lines, (high, wide), strict=True))
     why = (
-        f"every output of {side} x {side} pixels depends on all of them: by an instance or group norm, a global mean or attention, "
+        f"every output of {high} x {wide} pixels depends on all of them: by an instance or group norm, a global mean or attention, "
         f"which no tile can give, or by so wide a field, for which tiles of {tile} are too small"
         if everything
-        else f"outputs depend on up to {widest} of {side} pixels, or do not lie pixel on pixel, so tiles of {tile} are too small"
+        else f"outputs depend on up to {widest} of {min(high, wide)} pixels, or do not lie pixel on pixel, so tiles of {tile} are too small"
     )
     raise InputError(
         f"exact tiles: {why}. Take blend='gaussian' (--blend gaussian), whose seams are an approximation, or predict the image whole."
     )
-
-
-def reach_of_size(apply: Apply, channels: int, found: tuple[Reach, Reach, int], size: tuple[int, int]) -> tuple[Reach, Reach]:
-    """What `find_reach` has found, for images whose sides leave the remainders of `size` by the period.
-
-    Raises:
-      InputError: there the outputs do not lie pixel on pixel.
-    """
-    *reach, side = found
-    high, wide = (side + (length - side) % len(r.first) for length, r in zip(size, reach, strict=True))
-    if high == wide == side:
-        return reach[0], reach[1]
-    at_size = [_regular(lo, hi, s) for (lo, hi), s in zip(fields(apply, (1, high, wide, channels)), (high, wide), strict=True)]
-    if any(a is None or len(a.first) != len(r.first) for a, r in zip(at_size, reach, strict=True)):
-        raise InputError(
-            f"exact tiles: of an image of {size[0]} x {size[1]} pixels the model's outputs do not lie pixel on pixel. Take "
-            "blend='gaussian' (--blend gaussian), or predict the image whole."
-        )
-    return at_size[0], at_size[1]  # type: ignore[return-value]
 
 
 def _regular(lo: Int[np.ndarray, " h"], hi: Int[np.ndarray, " h"], side: int) -> Reach | None:

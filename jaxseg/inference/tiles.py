@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
-from jaxseg.inference.tile_plan import Tiling, blended_tiling, exact_tiling, find_reach, legal_side, reach_of_size
+from jaxseg.inference.tile_plan import REMAINDERS, Tiling, blended_tiling, exact_tiling, find_reach, legal_side
 from jaxseg.ops.conv import pixels_counted
 from jaxseg.ops.resize import stretching_noted
 from jaxseg.parallel import AXIS, data_mesh, replicated
@@ -67,9 +67,10 @@ def tiled_regions(
     """A function (variables, image, skip=0) -> the image's logits, region by region, each pixel once.
 
     Without `blend` they are bit for bit those of `jax.jit(apply)` of the whole image, which a model that shrinks its image is given with a
-    border by reflection, to its next legal size. (On CPUs a model with three channels in its first layers has been seen to differ in the
-    last bit: XLA rounds such maps by where they end.) How far tiles must overlap is read off the traced model. With `blend` tiles of any
-    padded model overlap by `overlap` and are averaged, most weight at their middle: cheaper, and an approximation.
+    border by reflection, to its next legal size. (On CPUs models with layers of one or three channels, such as `AttentionUNet`'s gates,
+    have been seen to differ in the last bit: XLA rounds such maps by where they end.) How far tiles must overlap is read off the traced
+    model. With `blend` tiles of any padded model overlap by `overlap` and are averaged, most weight at their middle: cheaper, and an
+    approximation.
 
     The tiles are computed `batch` at a time on all devices, the last batch filled up. Where memory runs out, half as many at a time.
 
@@ -125,13 +126,12 @@ def tiled_regions(
         for _ in range(4):
             forms, counts, stretched = once((channels, whole), lambda whole=whole: _recorded(apply, variables, (1, *whole, channels)))
             as_whole = _replayed(apply, counts)
-            found = once((channels, forms), lambda f=as_whole: find_reach(lambda x: f(variables, x), channels, tile))
             # Where the model stretches its maps there are no fields to find, and one tile must do.
-            like = found[2] if stretched[0] else whole[0], found[2] if stretched[1] else whole[1]
-            places = like[0] % len(found[0].first), like[1] % len(found[1].first)
-            reach = once(
-                (channels, forms, places),
-                lambda f=as_whole, found=found, like=like: reach_of_size(lambda x: f(variables, x), channels, found, like),
+            modulus = known.get(("modulus", channels, forms), REMAINDERS)
+            like = 0 if stretched[0] else whole[0] % modulus, 0 if stretched[1] else whole[1] % modulus
+            *reach, known["modulus", channels, forms] = once(
+                (channels, forms, modulus, like),
+                lambda f=as_whole, at=(like, modulus): find_reach(lambda x: f(variables, x), channels, tile, *at),
             )
             # Where a padded model's image is lower than a tile its tiles are longer: XLA rounds small maps by how many pixels they have.
             most = [tile if r.shrink else max(tile, tile**2 // other) for r, other in zip(reach, (width, height), strict=True)]
@@ -202,7 +202,8 @@ def _recorded(apply: Predict, variables: Any, shape: tuple[int, ...]) -> tuple[t
         return pixels
 
     with pixels_counted(record), stretching_noted(stretched.append):
-        traced = jax.make_jaxpr(apply)(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+        # Through a new function: of one that was traced before, JAX would take the old program, and nothing would be heard.
+        traced = jax.make_jaxpr(lambda v, x: apply(v, x))(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
     return tuple(_sums(traced.jaxpr)), counts, tuple(map(any, zip(*stretched, strict=True)))  # type: ignore[return-value]
 
 

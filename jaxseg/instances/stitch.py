@@ -22,8 +22,9 @@ def stitched(decode: Decode, logits: Any, *, window: int = 2048, overlap: int = 
 
     The windows' inner parts, `overlap / 2` from their borders, divide the image; an object is taken from the window in whose inner part
     the centre of its bounding box lies. One at most `overlap` pixels high and wide is whole there, and is what `decode` of all logits
-    gives, up to its number, provided that its neighbours beyond the window's border do not change it. An arrow route keeps that by itself;
-    under a watershed a neighbour that is cut may lose its seed, so there `overlap` must hold an object and a neighbour on either side.
+    gives, up to its number, provided that its neighbours beyond the window's border do not change it: `overlap` must hold an object and a
+    neighbour on either side, or the pixels where they touch may go to the other one (under a watershed more: a neighbour that is cut may
+    lose its seed).
     Pieces of larger objects are joined where they overlap.
 
     Args:
