@@ -33,7 +33,7 @@ def main(path: str) -> None:
     ways["naive"] = partial(_naive, whole)
 
     expected = ways["whole"](variables, image)
-    figure = Figure(figsize=(3.2 * (len(SHOWN) + 1), 3.6), layout="constrained", dpi=110)
+    figure = Figure(figsize=(3.2 * (len(SHOWN) + 1), 4), layout="constrained", dpi=80)
     axes = iter(figure.subplots(1, len(SHOWN) + 1))
     first = next(axes)
     first.imshow(image[..., 0], cmap="gray")
@@ -49,10 +49,10 @@ def main(path: str) -> None:
         if name in SHOWN:
             shown = next(axes)
             shown.imshow(np.maximum(error, 1e-8), cmap="inferno", norm="log", vmin=1e-6, vmax=1)
-            shown.set_title(f"{name}\nlargest {error.max():.1e}, classes changed {changed:.2%}")
+            shown.set_title(f"{name}\nlargest {error.max():.1e}\nclasses changed {changed:.2%}")
     for shown in figure.axes:
         shown.set_axis_off()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")
 
 
 def _naive(step, variables, image):
