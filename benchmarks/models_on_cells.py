@@ -64,10 +64,14 @@ def learn(name: str, out: Path, steps: int) -> dict[str, float | int | str]:
     options = ["--model", name, "--steps", str(steps), *LARGER.get(name, [])]
     if jaxseg(["train", str(CONFIG), *options, "--data-dir", str(out / "data"), "--workdir", str(run)]):
         raise InputError(f"{run}: the training ended with an error; the message is above.")
+    lines = read_metrics(run)
+    done = max((line["step"] for line in lines), default=0)
+    if done < steps:
+        raise InputError(f"{run}: stopped at step {done} of {steps}. The same command goes on from there.")
     trained = load_run(run)
     scores, _ = evaluate_split(trained.predict, trained.variables, open_dataset("cells", out / "data"), "test")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"]))
-    rate = statistics.median(line["images_per_s"] for line in read_metrics(run) if "images_per_s" in line)
+    rate = statistics.median(line["images_per_s"] for line in lines if "images_per_s" in line)
     return {"name": name, "parameters": parameters, "rate": rate, "miou": scores["miou"]}
 
 
