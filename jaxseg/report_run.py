@@ -89,9 +89,10 @@ def _facts(run: Any, dataset: Dataset, split: str, history: list[dict[str, Any]]
     devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     rates = [row["images_per_s"] for row in history if "images_per_s" in row]
     fields = {k: v for k, v in run.description["model"]["fields"].items() if v is not None}
+    upsample = fields.get("upsample")  # an upsampler, or a name in the model's own words
     return {
         "model": f"{type(run.model).__name__}({', '.join(f'{k}={v}' for k, v in fields.items() if k != 'upsample')})",
-        **({"upsampler": fields["upsample"]["name"]} if "upsample" in fields else {}),
+        **({"upsampler": upsample["name"] if isinstance(upsample, dict) else upsample} if upsample else {}),
         "parameters": f"{sum(x.size for x in jax.tree.leaves(run.variables['params'])):,}",
         "data": f"{dataset.info.name}: {', '.join(f'{n} {s}' for s, n in dataset.splits.items())}; scored on {split}",
         "steps": f"{run.description['steps']}; shown is step {run.step}",
