@@ -37,7 +37,8 @@ def tiled(
     """A function (variables, image [H, W, C] or [N, H, W, C]) -> float32 logits [..., H, W, K], by tiles; the rest as `tiled_regions`.
 
     Keep the function: what it has compiled serves all images, whatever their size, of a model that shrinks its image, and those whose sides
-    leave the same remainders by the model's stride, of a padded one.
+    leave the same remainders by the model's stride, of a padded one. (On CPUs wide models are computed in cells, and one that shrinks its
+    image is compiled for up to 4 remainders of each side.)
 
     >>> mean = lambda variables, image: jax.lax.reduce_window(image, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME") / 9
     >>> image = np.random.default_rng(0).uniform(size=(50, 60, 1)).astype(np.float32)
