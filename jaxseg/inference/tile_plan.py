@@ -131,8 +131,8 @@ def legal_side(apply: Apply, side: int, channels: int) -> int:
     raise InputError(f"tiles: the model takes no side from {side} to {side + 256}. {refused}") from refused
 
 
-def find_reach(apply: Apply, channels: int, tile: int, size: tuple[int, int], modulus: int = REMAINDERS) -> tuple[Reach, Reach, int]:
-    """Of rows and columns, from the traced model, and `modulus`; the period is taken to show in the fields, as a U-Net's does.
+def find_reach(apply: Apply, channels: int, tile: int, size: tuple[int, int], modulus: int = REMAINDERS) -> tuple[Reach, Reach]:
+    """Of rows and columns, from the traced model; the period is taken to show in the fields, as a U-Net's does.
 
     Args:
       size: of the image. Small ones are traced, of sides that leave the same remainders by `modulus`, since a padding may lie otherwise
@@ -149,7 +149,7 @@ def find_reach(apply: Apply, channels: int, tile: int, size: tuple[int, int], mo
         if rows and columns:
             periods = math.lcm(len(rows.first), len(columns.first))
             if modulus % periods == 0:
-                return rows, columns, modulus
+                return rows, columns
             modulus = math.lcm(modulus, periods)
             continue
         if base >= 2 * tile:

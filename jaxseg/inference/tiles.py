@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
-from jaxseg.inference.tile_plan import REMAINDERS, Tiling, blended_tiling, exact_tiling, find_reach, legal_side
+from jaxseg.inference.tile_plan import REMAINDERS, Reach, Tiling, blended_tiling, exact_tiling, find_reach, legal_side
 from jaxseg.ops.conv import pixels_counted
 from jaxseg.ops.resize import stretching_noted
 from jaxseg.parallel import AXIS, data_mesh, replicated
@@ -106,6 +106,15 @@ def tiled_regions(
             known[key] = f()
         return known[key]
 
+    def reach_of(f: Callable[[Any], Any], channels: int, forms: tuple[str, ...], size: tuple[int, int]) -> tuple[Reach, Reach]:
+        """Found once for all sizes that leave the same remainders by the periods, which are known from the first on."""
+        modulus = known.get(("periods", channels, forms), REMAINDERS)
+        if (channels, forms, size[0] % modulus, size[1] % modulus) not in known:
+            rows, columns = find_reach(f, channels, tile, size, modulus)
+            known["periods", channels, forms] = modulus = math.lcm(len(rows.first), len(columns.first))
+            known[channels, forms, size[0] % modulus, size[1] % modulus] = rows, columns
+        return known[channels, forms, size[0] % modulus, size[1] % modulus]
+
     def plan(variables: Any, image: Any) -> tuple[Tiling, Tiling, Predict]:
         """Of rows and columns, and the compiled model for them."""
         height, width, channels = image.shape[-3:]
@@ -128,12 +137,8 @@ def tiled_regions(
             forms, counts, stretched = once((channels, whole), lambda whole=whole: _recorded(apply, variables, (1, *whole, channels)))
             as_whole = _replayed(apply, counts)
             # Where the model stretches its maps there are no fields to find, and one tile must do.
-            modulus = known.get(("modulus", channels, forms), REMAINDERS)
-            like = 0 if stretched[0] else whole[0] % modulus, 0 if stretched[1] else whole[1] % modulus
-            *reach, known["modulus", channels, forms] = once(
-                (channels, forms, modulus, like),
-                lambda f=as_whole, at=(like, modulus): find_reach(lambda x: f(variables, x), channels, tile, *at),
-            )
+            size = 0 if stretched[0] else whole[0], 0 if stretched[1] else whole[1]
+            reach = reach_of(lambda x, f=as_whole: f(variables, x), channels, forms, size)
             # Where a padded model's image is lower than a tile its tiles are longer: XLA rounds small maps by how many pixels they have.
             most = [tile if r.shrink else max(tile, tile**2 // other) for r, other in zip(reach, (width, height), strict=True)]
             rows, columns = (exact_tiling(n, m, r, legal) for n, m, r in zip((height, width), most, reach, strict=True))
