@@ -7,10 +7,10 @@ deviations of the logits. Up to ten minutes a model on 2 cores, most of them of 
 file already is not run again.
 """
 
-import functools
+import contextlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +30,12 @@ from jaxseg.progress import progress
 
 SIDES = ((0.3, 1.3), (0.6, 0.6), (1, 1), (1.2, 0.7), (1.1, 1.9), (1.4, 1.4), (1.5, 0.2), (1.7, 1.1), (0.9, 1.6), (2, 1), (1.3, 1), (1, 2.2))
 """Of the images, in smallest tiles; every other one is made a prime."""
+TILES = (32, 64, 88, 128, 192, 256, 384, 512)
+"""That are tried for the smallest."""
 MORE = (0, 16, 45)
 """Pixels by which the tiles are larger than the smallest."""
+UNITS = {"heatmap": 4, "fcn_resnet": 8}
+"""Models that stretch their map to the image, but of sides that are multiples of these have exact tiles."""
 OVERLAPS = (0.25, 0.5)
 HEAD = "| model | tiles | images | logits | not the whole's | blended, overlap 0.25 | 0.5 |\n| --- | --- | --- | --: | --: | --: | --: |"
 
@@ -68,15 +72,16 @@ def row(name: str, network: nn.Module, images: int, tiles: int) -> str:
     """A line of the table."""
     variables = random_run(network, 224 if name in LARGE else 64).variables
     whole = jax.jit(lambda v, x: predict_whole(network, v, x[None])[0])
-    unit = 1
-    try:
-        least = smallest_tile(network, variables, unit)
-    except InputError as error:
-        multiples = re.search(r"multiples of (\d+)", str(error))
-        if multiples is None:
-            return f"| {name} | {str(error).partition(':')[2].partition('. ')[0].strip()} | | | | | |"
-        unit = int(multiples[1])
-        least = smallest_tile(network, variables, unit)
+    unit = UNITS.get(name, 1)
+    refused = ""
+    for least in TILES:
+        try:
+            need_plans(tiled(network.apply, tile=least), variables, sizes(least, unit))
+            break
+        except InputError as error:
+            refused = str(error).partition(": ")[2].partition(". ")[0]
+    else:
+        return f"| {name} | {refused} | | | | | |"
     exact = [tiled(network.apply, tile=least + more) for more in MORE[:tiles]]
     blends = [] if "unpadded" in name else [tiled(network.apply, tile=least, blend="gaussian", overlap=overlap) for overlap in OVERLAPS]
     logits, wrong, seams = 0, 0, np.zeros(len(OVERLAPS))
@@ -97,31 +102,11 @@ def row(name: str, network: nn.Module, images: int, tiles: int) -> str:
     return f"| {name} | {sides} | {span} | {logits:,} | {wrong:,} | {blended} |"
 
 
-def smallest_tile(network: nn.Module, variables: dict, unit: int) -> int:
-    """That the model can have for images of all remainders, found by what the refusals ask for."""
-    tile = 32
-    while True:
-        plan = functools.partial(tiled(network.apply, tile=tile), variables)
-        asked = next((need for size in sizes(tile, unit) if (need := _asked(plan, tile, size)) is not None), None)
-        if asked is None:
-            return tile
-        tile = asked
-
-
-def _asked(plan: Callable, tile: int, size: tuple[int, int]) -> int | None:
-    """The larger tile that an image of this size needs, or None."""
-    try:
-        plan(_Unread((*size, CHANNELS)))
-    except _ReadError:
-        return None
-    except InputError as error:
-        named = re.search(r"Take a tile of at least (\d+)|the smallest from there is (\d+)", str(error))
-        if named is None and "are too small" in str(error) and tile < 512:
-            return 2 * tile
-        if named is None:
-            raise
-        return max(tile + 1, int(named[1] or named[2]))
-    raise AssertionError("nothing was read")
+def need_plans(predict: Callable, variables: dict, shapes: Iterable[tuple[int, int]]) -> None:
+    """Raises InputError where an image of one of these sizes cannot have exact tiles; nothing is computed."""
+    for size in shapes:
+        with contextlib.suppress(_ReadError):
+            predict(variables, _Unread((*size, CHANNELS)))
 
 
 class _ReadError(Exception):

@@ -21,8 +21,8 @@ from jaxseg.image_files import check_dtype, find_images, outputs_of, read
 from jaxseg.inference.augmented import augmented
 from jaxseg.inference.dense import Method
 from jaxseg.inference.dense import dense as dense_predict
-from jaxseg.inference.region_files import LARGE, is_region_file, is_zarr, open_regions
-from jaxseg.inference.region_prediction import file_identity, predict_regions, stretched_regions
+from jaxseg.inference.region_files import LARGE, is_region_file, is_zarr, open_regions, stretched_regions
+from jaxseg.inference.region_prediction import file_identity, predict_regions
 from jaxseg.inference.tiles import Blend, Region, assembled, tiled_regions
 from jaxseg.inference.whole import Predict, predict_whole, standardise, stretched
 from jaxseg.pictures import outlines, overlay, png_bytes, write_index_png, write_label_map

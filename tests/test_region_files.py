@@ -14,8 +14,8 @@ from jaxseg.data import to_float
 from jaxseg.errors import InputError
 from jaxseg.inference import region_files
 from jaxseg.inference.label_files import create_label_file, identity_of, open_label_file
-from jaxseg.inference.region_files import is_region_file, open_regions
-from jaxseg.inference.region_prediction import overview, stretched_regions
+from jaxseg.inference.region_files import is_region_file, open_regions, stretched_regions
+from jaxseg.inference.region_prediction import overview
 from jaxseg.inference.whole import stretched
 from jaxseg.pictures import overlay
 

@@ -42,13 +42,13 @@ def create_label_file(path: Path, shape: tuple[int, int, int], *, stack: bool, z
         config: Any = {"write_empty_chunks": True}
         zarr_.create_array(str(path), shape=sides, chunks=chunks, dtype=kind, attributes=about, dimension_names=names, config=config)
         return
-    options: Any = {"photometric": "minisblack"}
+    look: Any = {"photometric": "minisblack"}
     if colours is not None:
         table = np.zeros((3, 2 ** (8 * np.dtype(kind).itemsize)), np.uint16)
         table[:, : len(colours)] = 257 * np.asarray(colours, np.uint16).T
-        options = {"photometric": "palette", "colormap": table}
-    about = {"metadata": None, "description": json.dumps(about)}
-    tifffile.imwrite(path, shape=sides, dtype=kind, bigtiff=True, tile=(SIDE, SIDE), **options, **about)
+        look = {"photometric": "palette", "colormap": table}
+    look |= {"metadata": None, "description": json.dumps(about)}
+    tifffile.imwrite(path, shape=sides, dtype=kind, bigtiff=True, tile=(SIDE, SIDE), **look)
 
 
 def open_label_file(path: Path, shape: tuple[int, int, int]) -> LabelFile:

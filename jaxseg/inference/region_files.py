@@ -20,12 +20,16 @@ from jaxtyping import Float, Num
 from jaxseg.data import to_float
 from jaxseg.data.images import ORIENTATION
 from jaxseg.errors import InputError
+from jaxseg.inference.whole import between
 
 CHUNK_BYTES = 2**28
 """Largest chunk (TIFF tile or strip, Zarr chunk) that is decoded, and what decoded chunks are kept in."""
 
 LARGE = 2**24
 """Pixels from which a TIFF file is read by regions rather than whole."""
+
+BAND = 512
+"""Rows that are counted at a time."""
 
 TIFF = (".tif", ".tiff")
 
@@ -57,6 +61,36 @@ class RegionFile:
             place = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
             raise InputError(f"{self.name}: image {n} holds nan or infinite values in {place}: replace them by finite ones.")
         return part
+
+
+def stretched_regions(image: RegionFile, percentiles: tuple[float, float]) -> RegionFile:
+    """`jaxseg.inference.whole.stretched` of a file's images, whose values are counted in a pass over each.
+
+    Raises:
+      InputError: they are not integers.
+    """
+    if image.dtype.kind != "u":
+        raise InputError(
+            f"{image.name}: is read by regions, and this run needs percentiles of whole images, which are counted of integers, "
+            f"not of {image.dtype}. Cut the image into pictures, or train on uint8 or uint16."
+        )
+    _, height, width, channels = image.shape
+    most = np.iinfo(image.dtype).max
+
+    @functools.cache
+    def limits(n: int) -> Float[np.ndarray, "2 c"]:
+        counts = np.zeros((channels, most + 1), np.int64)
+        for top in range(0, height, BAND):
+            band = image.read(n, slice(top, min(top + BAND, height)), slice(0, width))
+            counts += [np.bincount(band[..., c].ravel(), minlength=most + 1) for c in range(channels)]
+        at, part = np.divmod(np.asarray(percentiles) / 100 * (height * width - 1), 1)
+        below, above = (np.array([np.searchsorted(line, at + k, "right") for line in counts.cumsum(1)]) for k in (0, 1))  # [C, 2]
+        return ((below * (1 - part) + above.clip(max=most) * part) / most).T.astype(np.float32)
+
+    def read(n: int, rows: slice, columns: slice) -> Float[np.ndarray, "h w c"]:
+        return between(to_float(image.read(n, rows, columns)), *limits(n))
+
+    return dataclasses.replace(image, dtype=np.dtype(np.float32), read=read)
 
 
 def is_region_file(path: Path) -> bool:

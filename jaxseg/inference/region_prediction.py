@@ -1,6 +1,5 @@
 """Label maps of images larger than memory: read, predicted and written region by region. A killed run goes on where it stopped."""
 
-import dataclasses
 import functools
 import hashlib
 import math
@@ -14,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg.data import to_float
 from jaxseg.errors import InputError
 from jaxseg.inference.label_files import SIDE, LabelFile, create_label_file, identity_of, open_label_file, sync
 from jaxseg.inference.region_files import RegionFile
@@ -81,7 +79,7 @@ def predict_regions(
     if identity_of(part) != identity:
         raise InputError(f"{part}: was begun with another image, model or options. Remove it and {journal.name} to start again.")
     labels, (done, images, before, size) = open_label_file(part, shape), progressed
-    if size and (not logits.exists() or logits.stat().st_size != size):  # the image that it was of is done again
+    if size and _bytes(logits) != size:  # the image that they were of is done again
         logits.unlink(missing_ok=True)
         done = before
     take, finish = _classes(labels) if decode is None else _objects(labels, decode, logits, shape)
@@ -90,7 +88,7 @@ def predict_regions(
         labels.sync()
         if logits.exists():
             sync(logits)
-        _note(journal, Progress(number, images, before, logits.stat().st_size if logits.exists() else 0))
+        _note(journal, Progress(number, images, before, _bytes(logits)))
 
     def close(upto: int, number: int) -> None:
         """The images before `upto` are there, with the first `number` regions."""
@@ -143,7 +141,7 @@ def _objects(labels: LabelFile, decode: Decode, file: Path, shape: tuple[int, in
         stored("r+" if file.exists() else "w+", logits.shape[-1])[rows, columns] = logits
 
     def finish(n: int) -> None:
-        channels = file.stat().st_size // (4 * math.prod(shape[1:]))
+        channels = _bytes(file) // (4 * math.prod(shape[1:]))
         windows: Any = {"window": WINDOW, "overlap": OVERLAP}
         with progress("objects", window_count(*shape[1:], **windows)) as advance:
 
@@ -176,34 +174,6 @@ def overview(image: RegionFile, read: Callable[[int, slice, slice], np.ndarray],
     return draw(seen, label)
 
 
-def stretched_regions(image: RegionFile, percentiles: tuple[float, float]) -> RegionFile:
-    """`jaxseg.inference.whole.stretched` of a file's images, whose values are counted in a pass over each."""
-    if image.dtype.kind != "u":
-        raise InputError(
-            f"{image.name}: is read by regions, and this run needs percentiles of whole images, which are counted of integers, "
-            f"not of {image.dtype}. Cut the image into pictures, or train on uint8 or uint16."
-        )
-
-    @functools.cache
-    def limits(n: int) -> tuple[np.ndarray, np.ndarray]:
-        _, height, width, channels = image.shape
-        counts = np.zeros((channels, np.iinfo(image.dtype).max + 1), np.int64)
-        for top in range(0, height, SIDE):
-            band = image.read(n, slice(top, min(top + SIDE, height)), slice(0, width))
-            counts += [np.bincount(band[..., c].ravel(), minlength=counts.shape[1]) for c in range(channels)]
-        at, part = np.divmod(np.asarray(percentiles) / 100 * (height * width - 1), 1)
-        below = np.cumsum(counts, 1)
-        low, high = ([np.searchsorted(line, at + k, "right") for line in below] for k in (0, 1))  # [C, 2] each
-        values = (np.array(low) * (1 - part) + np.minimum(high, counts.shape[1] - 1) * part) / np.iinfo(image.dtype).max
-        return values[:, 0].astype(np.float32), values[:, 1].astype(np.float32)
-
-    def read(n: int, rows: slice, columns: slice) -> np.ndarray:
-        low, high = limits(n)
-        return (to_float(image.read(n, rows, columns)) - low) / np.maximum(high - low, np.float32(1e-4))
-
-    return dataclasses.replace(image, dtype=np.dtype(np.float32), read=read)
-
-
 def _note(journal: Path, progressed: Progress) -> None:
     new = journal.with_name(journal.name + ".new")
     new.write_text(" ".join(map(str, progressed)) + "\n")
@@ -216,6 +186,10 @@ def _read(journal: Path) -> Progress:
         return Progress(*map(int, journal.read_text().split()))
     except (ValueError, TypeError) as error:
         raise InputError(f"{journal}: is damaged ({error}). Remove it to start again.") from error
+
+
+def _bytes(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _remove(path: Path) -> None:

@@ -21,11 +21,15 @@ def standardise(image: Float[Array, "n h w c"], mean: Any, std: Any) -> Float[Ar
 def stretched(image: Any, percentiles: tuple[float, float]) -> Any:
     """Images [N,H,W,C], of NumPy or of JAX, each channel with its two percentiles at 0 and 1: exposures that differ become alike.
 
-    What lies outside them is kept. The percentiles of a nearly constant image count as 0.0001 apart.
+    What lies outside them is kept.
     """
     xp: Any = np if isinstance(image, np.ndarray) else jnp
-    low, high = xp.percentile(image, xp.asarray(percentiles, np.float32), (1, 2), keepdims=True)
-    return (image - low) / xp.maximum(high - low, np.float32(1e-4))
+    return between(image, *xp.percentile(image, xp.asarray(percentiles, np.float32), (1, 2), keepdims=True))
+
+
+def between(image: Any, low: Any, high: Any) -> Any:
+    """`image` with `low` at 0 and `high` at 1, which count as 0.0001 apart where they are nearer."""
+    return (image - low) / (high - low).clip(np.float32(1e-4))
 
 
 def check_percentiles(percentiles: tuple[float, float] | None) -> None:
