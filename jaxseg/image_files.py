@@ -11,23 +11,26 @@ from jaxseg.errors import InputError
 from jaxseg.run_folder import Run
 
 
-def find_images(inputs: tuple[Path, ...], also: Callable[[Path], bool] = lambda _: False) -> list[Path]:
+def find_images(
+    inputs: tuple[Path, ...], also: Callable[[Path], bool] = lambda _: False, kinds: str = "PNG, JPEG or TIFF files"
+) -> list[Path]:
     """The files named, and the images in the folders named, in order.
 
     Args:
       also: which files and folders are taken for images beside those that end as PNG, JPEG and TIFF do.
+      kinds: what is taken, in words.
 
     Raises:
       InputError: a path is missing, no image, or a folder holds none.
     """
     if not inputs:
-        raise InputError("no input; give at least one image file or folder of PNG, JPEG or TIFF images.")
+        raise InputError(f"no input; required are {kinds}, or folders of them. Give at least one.")
     files = []
     for path in inputs:
         if path.is_dir() and not also(path):
             found = sorted(p for p in path.iterdir() if (p.suffix.lower() in IMAGE_SUFFIXES or also(p)) and not p.name.startswith("."))
             if not found:
-                raise InputError(f"{path}: no images in this folder; PNG, JPEG or TIFF files are required. Give another folder, or files.")
+                raise InputError(f"{path}: no images in this folder; required are {kinds}. Give another folder, or files.")
             files += found
         elif path.exists():
             files.append(path)
@@ -40,7 +43,7 @@ def outputs_of(files: list[Path], out: Path, suffixes: Callable[[Path], Sequence
     """The paths that each file's results go to: its stem with its `suffixes`, in `out`.
 
     Raises:
-      InputError: `out` is a file or the images' folder, or two files would write the same path.
+      InputError: `out` is a file or the images' folder, a folder is in a result's place, or two files would write the same path.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; required is a folder, made when missing. Give another path.")
@@ -51,10 +54,18 @@ def outputs_of(files: list[Path], out: Path, suffixes: Callable[[Path], Sequence
             raise InputError(f"--out {out}: is the folder of {file.name}, whose neighbours could be written over. Choose another folder.")
         outputs.append([out / f"{file.stem.removesuffix('.ome')}{suffix}" for suffix in suffixes(file)])
         for path in outputs[-1]:
+            if path.is_dir() and path.suffix != ".zarr":
+                raise InputError(f"{path}: is a folder where the results of {file.name} go. Move it away, or choose another --out.")
             other = owners.setdefault(path, file)
             if other is not file:
                 raise InputError(f"{file} and {other}: both would write {path}. Rename one, or write them to two folders.")
     return outputs
+
+
+def need_all(files: Sequence[Path], failed: Sequence[str], done: str) -> None:
+    """Raises InputError where images could not be `done`, with what was said of the first ten."""
+    if failed:
+        raise InputError(f"{len(failed)} of {len(files)} images were not {done}: {'; '.join([*dict.fromkeys(failed)][:10])}")
 
 
 def read(file: Path, run: Run) -> np.ndarray:

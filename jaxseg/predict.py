@@ -17,7 +17,7 @@ from jaxtyping import Float
 from jaxseg.checkpoint import digest
 from jaxseg.data import to_float
 from jaxseg.errors import InputError
-from jaxseg.image_files import check_dtype, find_images, outputs_of, read
+from jaxseg.image_files import check_dtype, find_images, need_all, outputs_of, read
 from jaxseg.inference.augmented import augmented
 from jaxseg.inference.dense import Method
 from jaxseg.inference.dense import dense as dense_predict
@@ -64,7 +64,8 @@ def predict(
       tta: average over the eight turned and mirrored images.
       dense: a prediction at every pixel from a coarse map, for models that enlarge one.
     """
-    files = find_images(inputs, lambda path: path.suffix.lower() == ".npy" or is_zarr(path))
+    kinds = "PNG, JPEG, TIFF or .npy files or Zarr folders"
+    files = find_images(inputs, lambda path: path.suffix.lower() == ".npy" or is_zarr(path), kinds)
     outputs = outputs_of(files, out, functools.partial(_suffixes, probabilities=probabilities))
     run = load_run(workdir)
     if run.route is not None and (probabilities or tta):
@@ -90,8 +91,7 @@ def predict(
             except InputError as error:
                 failed.append(str(error))
     print(f"{len(files) - len(failed)} images: {out}")
-    if failed:
-        raise InputError(f"{len(failed)} of {len(files)} images were not predicted: {'; '.join([*dict.fromkeys(failed)][:10])}")
+    need_all(files, failed, "predicted")
     return 0
 
 

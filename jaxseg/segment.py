@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 
 from jaxseg.data import images, to_float
 from jaxseg.errors import InputError
-from jaxseg.image_files import find_images, outputs_of
+from jaxseg.image_files import find_images, need_all, outputs_of
 from jaxseg.pictures import default_colours, png_bytes, to_rgb, write_index_png
 from jaxseg.progress import progress
 from jaxseg.region_metrics import boundaries
@@ -101,8 +101,7 @@ def segment(name: str, inputs: tuple[Path, ...], out: Path, options: dict[str, A
                 outlined.write_bytes(png_bytes(outline(to_rgb(image), label)))
             advance(1, note=file.name)
     print(f"{len(files) - len(failed)} images: {out}")
-    if failed:
-        raise InputError(f"{len(failed)} of {len(files)} images were not segmented: {'; '.join(failed[:10])}")
+    need_all(files, failed, "segmented")
     return 0
 
 

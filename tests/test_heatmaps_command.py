@@ -167,6 +167,18 @@ def test_bad_input_is_one_line(trained, discs, tmp_path, capsys, arguments, word
     assert not paths["out"].exists()
 
 
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_shown(trained, discs, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a_broken.png").write_bytes(b"no picture")
+    shutil.copy(discs / "source/images/disc00.png", images)
+    assert main(["heatmaps", str(trained), str(images), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 2 images were not read" in error
+    assert "a_broken.png" in error
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"disc00_classes.png", "heatmaps.html"}
+
+
 def test_a_page_of_nothing_or_of_wrong_fields_is_an_error(tmp_path):
     line = np.arange(3), np.arange(3)
     layer = Layer("a", [Heat("b", np.ones((3, 4)), 0.0, 1.0)], (line, line), "")

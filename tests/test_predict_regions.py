@@ -102,6 +102,22 @@ def test_what_cannot_be_is_said(options, said, trained, stack, tmp_path, capsys)
     assert re.search(said, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("place", ["a_overview.png", "a.tif.logits", "a.tif.journal", "a.tif"])
+def test_a_folder_where_a_file_would_go_is_named(place, trained, stack, tmp_path, capsys):
+    np.save(tmp_path / "a.npy", stack[0])
+    (tmp_path / "out" / place).mkdir(parents=True)
+    assert _predict(trained, tmp_path / "out", tmp_path / "a.npy", options=("--tile", "64")) == 2
+    error = capsys.readouterr().err
+    assert f"{place}: is a folder" in error
+    assert "Move it away, or choose another --out" in error
+
+
+def test_what_is_taken_is_said_of_an_empty_folder(trained, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert _predict(trained, tmp_path / "out", tmp_path / "empty") == 2
+    assert "PNG, JPEG, TIFF or .npy files or Zarr folders" in capsys.readouterr().err
+
+
 def test_other_types_and_channels_are_refused(trained, stack, tmp_path, capsys):
     np.save(tmp_path / "deep.npy", stack[0].astype(np.uint16))
     np.save(tmp_path / "five.npy", np.zeros((2, 20, 20, 5), np.uint8))

@@ -20,7 +20,7 @@ from jaxseg.heatmaps.grad_cam import seg_grad_cam
 from jaxseg.heatmaps.layers import OUTPUT, check_layer, layers
 from jaxseg.heatmaps.page import Heat, Layer, Picture, write_page
 from jaxseg.heatmaps.patches import strongest_patches
-from jaxseg.image_files import find_images, outputs_of, read
+from jaxseg.image_files import find_images, need_all, outputs_of, read
 from jaxseg.inference.whole import Predict, predict_whole, resized, stretched
 from jaxseg.model_json import plain
 from jaxseg.ops.conv import pixels_counted
@@ -80,7 +80,9 @@ def heatmaps(
     outputs_of(files, out, lambda _: ("_classes.png",))
     run = load_run(workdir)
     names = tuple(dict.fromkeys(name for name in layer if name != OUTPUT))
-    seen, channels = _look(run, files, names)
+    seen, channels, failed = _look(run, files, names)
+    if not seen:
+        need_all(files, failed, "read")
     out.mkdir(parents=True, exist_ok=True)
     _write_output(out, seen, run)
     for name in names:
@@ -89,11 +91,12 @@ def heatmaps(
     page = [_picture(each, run, channels) for each in seen[:ON_PAGE]]
     write_page(out / "heatmaps.html", f"{type(run.model).__name__} of {workdir.name}, step {run.step}", page, note)
     print(f"{len(seen)} images: {out / 'heatmaps.html'}")
+    need_all(files, failed, "read")
     return 0
 
 
-def _look(run: Run, files: Sequence[Path], names: Sequence[str]) -> tuple[list[Seen], dict[str, list[int]]]:
-    """Every image through the network, and which channels of each layer were kept."""
+def _look(run: Run, files: Sequence[Path], names: Sequence[str]) -> tuple[list[Seen], dict[str, list[int]], list[str]]:
+    """Every image through the network, which channels of each layer were kept, and what was wrong with images that cannot be read."""
     apply, factor = _network(run)
     look = jax.jit(functools.partial(_maps, apply, names, run.route is None))
 
@@ -101,10 +104,15 @@ def _look(run: Run, files: Sequence[Path], names: Sequence[str]) -> tuple[list[S
     def fields(shape: tuple[int, int, int, int]) -> Mapping[str, Fields]:
         return _fields(apply, run.variables, shape, (*names, OUTPUT))
 
-    seen, channels = [], {}
+    seen, channels, failed = [], {}, []
     with progress("looking", len(files)) as advance:
         for file in files:
-            picture = read(file, run)
+            advance(1, note=file.name)
+            try:
+                picture = read(file, run)
+            except InputError as error:
+                failed.append(str(error))
+                continue
             image = jnp.asarray(to_float(picture))
             if percentiles := run.description["preprocess"].get("percentiles"):  # which see all of the image, as no layer does
                 image = stretched(image[None], percentiles)[0]
@@ -119,8 +127,7 @@ def _look(run: Run, files: Sequence[Path], names: Sequence[str]) -> tuple[list[S
             maps = {name: maps[name][..., kept] for name, kept in channels.items()}
             rgb = to_rgb(picture if factor == 1 else np.asarray(image))
             seen.append(Seen(file.stem, rgb, np.asarray(image), output, maps, cams, fields((1, *image.shape))))
-            advance(1, note=file.name)
-    return seen, channels
+    return seen, channels, failed
 
 
 def _network(run: Run) -> tuple[Predict, float]:
