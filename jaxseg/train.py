@@ -24,6 +24,7 @@ from jaxseg.data import Dataset, Split, channel_statistics, open_dataset, to_flo
 from jaxseg.data.listing import Record
 from jaxseg.errors import InputError
 from jaxseg.evaluate import evaluate_objects, evaluate_split, true_objects
+from jaxseg.host_memory import keep_freed_memory
 from jaxseg.inference.whole import predict_whole, stretched
 from jaxseg.instances.routes import find_route
 from jaxseg.model_json import MIN_STD, info_to_json, model_to_json
@@ -63,6 +64,8 @@ def main(argv: list[str]) -> int:
           parallel: how the batch is split over devices: jit over a sharded mesh, or pmap.
         """
         data_dir = data_dir.expanduser().absolute()
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
         with run_folder.only_training(workdir := workdir.expanduser()):
             return train(config, {"config": file.name, **options}, workdir=workdir, data_dir=data_dir, how=parallel, command=argv)
 

@@ -25,8 +25,13 @@ def hlo_names(f, *args):
     """Names of the operations that XLA is given and of those it makes of them."""
     lowered = jax.jit(f).lower(*args)
     given = re.findall(r'stablehlo\.(\w+)|"stablehlo\.(\w+)"', lowered.as_text())
-    made = re.findall(r"= [^=]*?\b([a-z][a-z0-9-]*)\(", lowered.compile().as_text())
-    return {a or b for a, b in given} | {name.replace("-", "_") for name in made}
+    return {a or b for a, b in given} | compiled_names(f, *args)
+
+
+def compiled_names(f, *args):
+    """Names of the operations that XLA makes."""
+    made = re.findall(r"= [^=]*?\b([a-z][a-z0-9-]*)\(", jax.jit(f).lower(*args).compile().as_text())
+    return {name.replace("-", "_") for name in made}
 
 
 def forward_and_backward(f):

@@ -18,7 +18,7 @@ STOREYS = (  # bottom to top; the longest name that fits decides
     ("data", "weights"),
     ("inference", "unsupervised", "receptive_field", "model_table", "heatmaps"),
     ("train_state",),
-    ("parallel", "checkpoint", "config", "model_json", "run_folder", "run_log", "progress", "report", "report_objects"),
+    ("parallel", "host_memory", "checkpoint", "config", "model_json", "run_folder", "run_log", "progress", "report", "report_objects"),
     (
         "embed",
         "image_files",

@@ -92,8 +92,8 @@ class TorchPeer:
 
 
 @contextlib.contextmanager
-def torch_peer(python: Path | None) -> Iterator[TorchPeer | None]:
-    """The worker, run by `python`; None where none is given.
+def torch_peer(python: Path | None, environment: Mapping[str, str] | None = None) -> Iterator[TorchPeer | None]:
+    """The worker, run by `python` in `environment`, or in this process's; None where no `python` is given.
 
     Raises:
       InputError: no such interpreter, or it has no torch.
@@ -110,6 +110,7 @@ def torch_peer(python: Path | None) -> Iterator[TorchPeer | None]:
                 stderr=stderr,
                 text=True,
                 cwd=folder,
+                env=environment,
             )
         except OSError as error:
             raise InputError(

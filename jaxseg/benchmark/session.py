@@ -15,6 +15,7 @@ from jaxseg.benchmark.peers import TorchPeer, torch_peer
 from jaxseg.benchmark.report import write_report
 from jaxseg.benchmark.results import make_header, open_results
 from jaxseg.errors import InputError
+from jaxseg.host_memory import KEEPING, keep_freed_memory
 from jaxseg.progress import progress
 
 
@@ -34,6 +35,7 @@ def measure_all(
     Raises:
       InputError: `out` holds results of other options.
     """
+    keep_freed_memory()
     results = open_results(out, make_header(devices, options, peer.info if peer else None))
     todo = {key: run for key, run in work.items() if key not in results}
     print(f"{results.header['device']}: {len(work)} cases, {len(todo)} to be measured", flush=True)
@@ -62,7 +64,7 @@ def peer_beside(python: Path | None, device: Any) -> Iterator[TorchPeer | None]:
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        with torch_peer(python) as peer:
+        with torch_peer(python, {**os.environ, **KEEPING}) as peer:
             yield peer
     finally:
         jax.config.update("jax_enable_compilation_cache", before)

@@ -23,10 +23,10 @@ from jaxseg.ops.shapes import integer, need_floats, need_image, pair
 
 Pair = tuple[int, int]
 Edges = tuple[Pair, Pair]
-LARGE = 2048
-"""Pixels of an image from which its own matrix product pays. Measured on CPUs."""
 MANY = 8192
 """Pixels of a batch from which a convolution for each phase pays. Measured on CPUs."""
+COPIED = 1 << 22
+"""Values of the cotangent that may be copied for a weight gradient. Measured on CPUs: more than 32 MiB are new pages at every step."""
 
 
 def conv_transpose(
@@ -143,23 +143,15 @@ def _cells_product(x: Array, kernel: Array) -> Array:
     return y.reshape(n, h, w, kh, kw, o).swapaxes(2, 3).reshape(n, h * kh, w * kw, o)
 
 
-def _cells_by_row(x: Array, kernel: Array) -> Array:
-    """The same; its transpose in the kernel multiplies whole rows of the cotangent, without a space to depth: all images at once, or
-    large ones one by one."""
-    kh, kw, i, o = kernel.shape
-    n, h, w, _ = x.shape
-    rows = kernel.swapaxes(1, 2).reshape(kh, i, kw * o)
-    if isinstance(h * w, int) and h * w >= LARGE:  # an export may leave them open
-        y = jnp.einsum("nhwi,naic->nhawc", x, jnp.broadcast_to(rows, (n, kh, i, kw * o)))
-    else:
-        y = jnp.einsum("nhwi,aic->nhawc", x, rows)
-    return y.reshape(n, h * kh, w * kw, o)
-
-
 def _cells_dilated(x: Array, kernel: Array) -> Array:
     """The same; its transpose in x is a strided convolution, which reads the cotangent as it lies."""
     kh, kw, _, _ = kernel.shape
     return _dilated(x, kernel, (kh, kw), ((kh - 1, kh - 1), (kw - 1, kw - 1)), (1, 1))
+
+
+def _cells_by_row(x: Array, kernel: Array) -> Array:
+    kh, kw, _, _ = kernel.shape
+    return _by_row(x, kernel, (kh, kw), ((kh - 1, kh - 1), (kw - 1, kw - 1)))
 
 
 _cells = product_rule(x=_cells_dilated, kernel=_cells_by_row)(_cells_product)
@@ -262,9 +254,36 @@ def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilati
     return _dilated(x, kernel, stride, edges, dilation)
 
 
+def _by_row(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
+    """The same, undilated: all pixels times a row of the kernel, put into whole cells. Its transpose in the kernel multiplies the pixels
+    with slices of the cotangent.
+
+    The product is a convolution of one-pixel images: of its transpose XLA makes a product of the turned pixels with the cotangent as it
+    lies, of `dot_general`'s one of the turned cotangent, which is slower. Rows go first, so that a sharded height stays where it is.
+    """
+    (kh, kw, i, o), (sh, sw), (n, h, w, _) = kernel.shape, stride, x.shape
+    down, across = (kh - 1) // sh, (kw - 1) // sw  # cells beyond its own that a pixel reaches
+    pixels = x.swapaxes(0, 1).reshape(h * n * w, 1, i)
+    cells = [jnp.zeros((h + down, n, (w + across) * sw, o), x.dtype)] * sh  # each row of them
+    for a, row in enumerate(kernel):
+        row = row.swapaxes(0, 1).reshape(1, i, kw * o)
+        painted = lax.conv_general_dilated(pixels, row, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")).reshape(h, n, w, kw * o)
+        for b in range(0, kw, sw):
+            columns = painted[..., b * o : (b + sw) * o].reshape(h, n, w, -1, o)
+            columns = jnp.pad(columns, [*[(0, 0)] * 3, (0, sw - columns.shape[3]), (0, 0)]).reshape(h, n, w * sw, o)
+            cells[a % sh] += jnp.pad(columns, [(a // sh, down - a // sh), (0, 0), (b, across * sw - b), (0, 0)])
+    y = jnp.stack(cells, 1).reshape((h + down) * sh, n, (w + across) * sw, o).swapaxes(0, 1)
+    return _cut(y, (kh, kw), edges, _size((h, w), (kh, kw), stride, edges, (1, 1)))
+
+
 def _by_kernel(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
-    if dilation == (1, 1) and min(stride) >= 4:
-        return _sub_pixel(x, kernel, stride, edges)
+    if dilation == (1, 1) and min(stride) > 1:
+        known = all(isinstance(n, int) for n in x.shape)
+        few = known and math.prod(x.shape[:3]) * math.prod(kernel.shape[:2]) * kernel.shape[3] <= COPIED
+        if few and max(stride) < 8 and jax.default_backend() == "cpu":
+            return _by_row(x, kernel, stride, edges)
+        if min(stride) >= 4:
+            return _sub_pixel(x, kernel, stride, edges)
     return _kernel_as_image(x, kernel, stride, edges, dilation)
 
 
