@@ -56,6 +56,11 @@ def as_if_large():
         yield
 
 
+def as_if_gpu():
+    """Forms are chosen as where no CPU computes."""
+    return mock.patch("jax.default_backend", return_value="gpu")
+
+
 def _configurations():
     """(kernel, stride, padding, output padding, dilation, groups, size, in, out): all that torch takes of these ranges, 1,370 of them."""
     r = np.random.default_rng(0)
@@ -123,7 +128,7 @@ def test_conv_transpose_has_the_paddings_of_lax(padding, k, s, d):
     np.testing.assert_allclose(ops.conv_transpose(x, kernel, s, padding, dilation=d), expected, rtol=1e-5, atol=1e-5)
 
 
-# kernel shape, arguments: one of each way that conv_transpose takes; the last two are those of large images.
+# kernel shape, arguments: one of each way that conv_transpose takes; large images and other backends take their own.
 WAYS = {
     "cells": ((3, 3, 2, 2), {}),
     "dilated": ((3, 4, 2, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
@@ -132,12 +137,14 @@ WAYS = {
     "groups": ((3, 3, 4, 2), {"stride": 2, "dilation": 2, "groups": 2}),
     "large sub-pixel": ((5, 5, 2, 2), {"stride": 4, "padding": 1}),
     "phases": ((3, 4, 2, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
+    "cells of other backends": ((3, 3, 2, 2), {}),
 }
 
 
 @pytest.fixture
 def way(request):
-    with as_if_large() if request.param in ("large sub-pixel", "phases") else contextlib.nullcontext():
+    other = {"large sub-pixel": as_if_large, "phases": as_if_large, "cells of other backends": as_if_gpu}
+    with other.get(request.param, contextlib.nullcontext)():
         yield request.param
 
 

@@ -2,9 +2,9 @@
 
 XLA computes the weight gradient of a transposed convolution as a convolution with an image-sized, dilated kernel, 10 to 100 times slower
 than need be (jax#31662, xla#34273). A transposed convolution is linear in its input and linear in its kernel, and the transpose of a linear
-function is lowered as the function was written. So the derivative in the kernel is written apart, in a form whose transpose is the weight
-gradient of a strided convolution. Each form is made of ordinary operations under a `custom_jvp`: forward mode, vmap, higher derivatives
-and shard_map work, which a `custom_vjp` or a primitive of our own would forbid.
+function is lowered as the function was written. So the derivative in the kernel is written apart, in a form whose transpose is a matrix
+product or the weight gradient of a strided convolution. Each form is made of ordinary operations under a `custom_jvp`: forward mode, vmap,
+higher derivatives and shard_map work, which a `custom_vjp` or a primitive of our own would forbid.
 """
 
 import math
@@ -150,8 +150,11 @@ def _cells_dilated(x: Array, kernel: Array) -> Array:
 
 
 def _cells_by_row(x: Array, kernel: Array) -> Array:
-    kh, kw, _, _ = kernel.shape
-    return _by_row(x, kernel, (kh, kw), ((kh - 1, kh - 1), (kw - 1, kw - 1)))
+    """The same; its transpose in the kernel multiplies whole rows of the cotangent, without a space to depth."""
+    (kh, kw, i, o), (n, h, w, _) = kernel.shape, x.shape
+    if jax.default_backend() == "cpu":
+        return _by_row(x, kernel, (kh, kw), ((kh - 1, kh - 1), (kw - 1, kw - 1)))
+    return jnp.einsum("nhwi,aic->nhawc", x, kernel.swapaxes(1, 2).reshape(kh, i, kw * o)).reshape(n, h * kh, w * kw, o)
 
 
 _cells = product_rule(x=_cells_dilated, kernel=_cells_by_row)(_cells_product)
