@@ -62,7 +62,7 @@ def conv_general_dilated(
     * 3x3, from 64 channels in and out and 256 output pixels in the batch (more where the filters are as much work as they): Winograd's
       F(4x4, 3x3) makes each 4x4 cell of outputs of 36 products instead of 144. An output then holds rounding, or nan, of the whole 6x6
       inputs of its cell.
-    * 3x3 with fewer pixels, from 128 channels: the input gradient is computed without a turned copy of the kernel.
+    * From 128 channels, 3x3 with fewer pixels and any size with at most a pixel for four output channels: a product with the patches.
     * 3x3 with fewer than 32 output channels: the weight gradient is computed with zeros beside them.
     * 1x1 without padding, of any stride: a matrix product.
     * One filter a channel, of any size, stride and dilation: a sum of shifted images.
@@ -80,14 +80,15 @@ def conv_general_dilated(
             return _depthwise(x, kernel[:, :, 0], stride, edges, holes)
         if dense and kernel.shape[:2] == (1, 1) and not any((top, bottom, left, right)):
             return _pixelwise(x[:, :: stride[0], :: stride[1]], kernel)
-        if dense and kernel.shape[:2] == (3, 3) and stride == holes == (1, 1):
+        if dense and stride == holes == (1, 1):
             i, o = kernel.shape[2:]
-            if min(i, o) >= 64 and counted(x.shape[0] * h * w) >= max(256, i * o // 256):
-                return _winograd(x, kernel, ((top, bottom), (left, right)))
-            if min(i, o) >= 128:
-                return _few_pixels(x, kernel, ((top, bottom), (left, right)))
-            if kernel.shape[3] < NARROW:
-                return _narrow(x, kernel, ((top, bottom), (left, right)))
+            edges, pixels, three = ((top, bottom), (left, right)), x.shape[0] * h * w, kernel.shape[:2] == (3, 3)
+            if three and min(i, o) >= 64 and counted(pixels) >= max(256, i * o // 256):
+                return _winograd(x, kernel, edges)
+            if min(i, o) >= 128 and (three or counted(pixels) <= o // 4):
+                return _patches(x, kernel, edges)
+            if three and o < NARROW:
+                return _narrow(x, kernel, edges)
     return lax.conv_general_dilated(
         x, kernel, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision=precision
     )
@@ -116,19 +117,13 @@ def _direct(x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], paddi
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_NHWC)
 
 
-def _tap_by_tap(x: Array, kernel: Array, padding: Padding) -> Array:
-    """The same as a matrix product for each tap: its transpose in x reads the kernel as it lies. With few pixels the kernel is the work."""
-    n, _, _, i = x.shape
-    kh, kw, _, o = kernel.shape
+def _patches(x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: Padding) -> Float[Array, "n h2 w2 o"]:
+    """One matrix product with the patches side by side: with few pixels the kernel is the work, and it is read as it lies."""
+    n, (kh, kw, i, o) = x.shape[0], kernel.shape
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*edge, 0) for edge in padding), (0, 0, 0)])
     h, w = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    parts = [jnp.matmul(x[:, a : a + h, b : b + w].reshape(n * h * w, i), kernel[a, b]) for a in range(kh) for b in range(kw)]
-    return functools.reduce(jnp.add, parts).reshape(n, h, w, o)
-
-
-@product_rule(x=_tap_by_tap, kernel=_direct)
-def _few_pixels(x: Array, kernel: Array, padding: Padding) -> Array:
-    return _direct(x, kernel, padding)
+    patches = jnp.concatenate([x[:, a : a + h, b : b + w] for a in range(kh) for b in range(kw)], 3)
+    return jnp.matmul(patches.reshape(n * h * w, kh * kw * i), kernel.reshape(kh * kw * i, o)).reshape(n, h, w, o)
 
 
 def _filled_up(x: Array, kernel: Array, padding: Padding) -> Array:
