@@ -57,7 +57,15 @@ class FCN(nn.Module):
         # The classifier, as convolutions.
         x = pool5
         for name, side in (("fc6", 7), ("fc7", 1)):
-            x = nn.Conv(self.fc_features, (side, side), padding="VALID", kernel_init=he_normal, dtype=self.dtype, name=name)(x)
+            x = nn.Conv(
+                self.fc_features,
+                (side, side),
+                padding="VALID",
+                kernel_init=he_normal,
+                dtype=self.dtype,
+                conv_general_dilated=ops.conv_general_dilated,
+                name=name,
+            )(x)
             x = Dropout(self.dropout, axis_name=self.axis_name, name=f"{name}_dropout")(nn.relu(x), train=train)
         x = self.score(x, "score_fr")
         if self.variant == "32s":
