@@ -473,7 +473,7 @@ def missing_input(p):
 
 @case
 def folder_without_images(p):
-    """notes|no images|PNG, JPEG or TIFF"""
+    """notes|no images|PNG, JPEG, TIFF or .npy files"""
     p.file("notes/a.txt")
     return p.predict(p.tmp / "notes")
 
