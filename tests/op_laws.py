@@ -23,8 +23,7 @@ def random_array(*shape, seed=0, ties=False):
 
 def hlo_names(f, *args):
     """Names of the operations that XLA is given and of those it makes of them."""
-    lowered = jax.jit(f).lower(*args)
-    given = re.findall(r'stablehlo\.(\w+)|"stablehlo\.(\w+)"', lowered.as_text())
+    given = re.findall(r'stablehlo\.(\w+)|"stablehlo\.(\w+)"', jax.jit(f).lower(*args).as_text())
     return {a or b for a, b in given} | compiled_names(f, *args)
 
 

@@ -300,6 +300,16 @@ def test_a_symbolic_batch_height_and_width_can_be_exported(taps, options):
     np.testing.assert_allclose(program.call(image), ops.conv_transpose(image, kernel, **options), rtol=1e-5, atol=1e-5)
 
 
+@EVERY_WAY
+def test_no_images_have_gradients_of_zero(way):
+    shape, how = WAYS[way]
+    x, kernel = jnp.zeros((0, 2, 3, shape[2])), jnp.ones(shape)
+    y, vjp = jax.vjp(partial(ops.conv_transpose, **how), x, kernel)
+    dx, dkernel = vjp(y)
+    assert (y.shape[0], dx.shape) == (0, x.shape)
+    np.testing.assert_array_equal(dkernel, 0)
+
+
 def test_an_empty_image_and_complex_kernels_are_refused():
     with pytest.raises(InputError, match="from one pixel on"):
         ops.conv_transpose(jnp.ones((1, 0, 4, 3)), jnp.ones((3, 3, 3, 2)), 2)

@@ -102,7 +102,7 @@ def test_what_cannot_be_is_said(options, said, trained, stack, tmp_path, capsys)
     assert re.search(said, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("place", ["a_overview.png", "a.tif.logits", "a.tif.journal", "a.tif"])
+@pytest.mark.parametrize("place", ["a_overview.png", "a.tif.logits", "a.tif.journal", "a.tif.part", "a.tif"])
 def test_a_folder_where_a_file_would_go_is_named(place, trained, stack, tmp_path, capsys):
     np.save(tmp_path / "a.npy", stack[0])
     (tmp_path / "out" / place).mkdir(parents=True)

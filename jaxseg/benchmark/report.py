@@ -50,8 +50,8 @@ def _header(header: Mapping[str, Any]) -> list[str]:
         f"* dtype: {header['dtype']}; date: {header['date']}",
         f"* models: batch {header['batch']} of {header['size']} x {header['size']} pixels" + features,
         "",
-        "Times are medians of warm steps, ± their interquartile range, in processes that keep what they free; all that stand in one row "
-        "were measured in alternation. "
+        "Times are medians of warm steps, ± their interquartile range, in processes that keep what they free (with glibc); all that stand "
+        "in one row were measured in alternation. "
         "Ratios are another's time over ours (median over the rounds): above 1, ours is faster. "
         "Shares are of this machine's own matrix product and copy, measured beside each case.",
     ]

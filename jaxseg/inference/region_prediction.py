@@ -57,7 +57,7 @@ def predict_regions(
       InputError: the part or the finished map at `out` is of something else, or a folder is in a file's place.
     """
     part, journal, logits = (out.with_name(out.name + suffix) for suffix in (".part", ".journal", ".logits"))
-    for file in (journal, logits):
+    for file in (journal, logits, *([] if out.suffix == ".zarr" else [part])):
         if file.is_dir():
             raise InputError(f"{file}: is a folder, where a file is written meanwhile. Move it away, or choose another --out.")
     shape, draw = image.shape[:3], outlines if decode else functools.partial(overlay, colours=colours)

@@ -75,6 +75,7 @@ def conv_general_dilated(
         edges = lax.padtype_to_pads(x.shape[1:3], spans, stride, padding) if isinstance(padding, str) else padding
         h, w = (n + lo + hi - span + 1 for n, (lo, hi), span in zip(x.shape[1:3], edges, spans, strict=True))  # of stride 1
         (top, bottom), (left, right) = edges
+        edges = ((top, bottom), (left, right))
         dense = min(h, w) > 0 and feature_group_count == 1 and x.shape[3] == kernel.shape[2]
         if min(h, w) > 0 and kernel.shape[2:] == (1, feature_group_count) and x.shape[3] == feature_group_count > 1:
             return _depthwise(x, kernel[:, :, 0], stride, edges, holes)
@@ -82,7 +83,7 @@ def conv_general_dilated(
             return _pixelwise(x[:, :: stride[0], :: stride[1]], kernel)
         if dense and stride == holes == (1, 1):
             i, o = kernel.shape[2:]
-            edges, pixels, three = ((top, bottom), (left, right)), x.shape[0] * h * w, kernel.shape[:2] == (3, 3)
+            pixels, three = x.shape[0] * h * w, kernel.shape[:2] == (3, 3)
             if three and min(i, o) >= 64 and counted(pixels) >= max(256, i * o // 256):
                 return _winograd(x, kernel, edges)
             if min(i, o) >= 128 and (three or counted(pixels) <= o // 4):

@@ -228,7 +228,7 @@ def _by_phase(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
         for column in columns
     ]
     y = jnp.stack([jnp.stack(cells[i : i + sw], 3) for i in range(0, sh * sw, sw)], 2)
-    return y.reshape(x.shape[0], counts[0] * sh, counts[1] * sw, -1)[:, : size[0], : size[1]]
+    return y.reshape(x.shape[0], counts[0] * sh, counts[1] * sw, kernel.shape[3])[:, : size[0], : size[1]]
 
 
 class _Place(NamedTuple):
@@ -272,8 +272,9 @@ def _by_row(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
         row = row.swapaxes(0, 1).reshape(1, i, kw * o)
         painted = lax.conv_general_dilated(pixels, row, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")).reshape(h, n, w, kw * o)
         for b in range(0, kw, sw):
-            columns = painted[..., b * o : (b + sw) * o].reshape(h, n, w, -1, o)
-            columns = jnp.pad(columns, [*[(0, 0)] * 3, (0, sw - columns.shape[3]), (0, 0)]).reshape(h, n, w * sw, o)
+            held = min(sw, kw - b)
+            columns = painted[..., b * o : (b + held) * o].reshape(h, n, w, held, o)
+            columns = jnp.pad(columns, [*[(0, 0)] * 3, (0, sw - held), (0, 0)]).reshape(h, n, w * sw, o)
             cells[a % sh] += jnp.pad(columns, [(a // sh, down - a // sh), (0, 0), (b, across * sw - b), (0, 0)])
     y = jnp.stack(cells, 1).reshape((h + down) * sh, n, (w + across) * sw, o).swapaxes(0, 1)
     return _cut(y, (kh, kw), edges, _size((h, w), (kh, kw), stride, edges, (1, 1)))
