@@ -25,7 +25,8 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 class TransposedConv(nn.Module):
     """Transposed convolution with kernel == stride, the U-Net paper's up-convolution: C * features * scale^2 weights.
 
-    Each coarse pixel paints its own scale x scale cell: nothing overlaps, at the price of visible cells early in training.
+    Each coarse pixel paints its own scale x scale cell: nothing overlaps, at the price of visible cells early in training. Of volumes
+    [N, D, H, W, C] likewise, with scale^3.
     """
 
     features: int
@@ -33,12 +34,13 @@ class TransposedConv(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], indices: Sequence[Array] = ()) -> Float[Array, "n rh rw f"]:
+    def __call__(self, x: Float[Array, "n *s c"], indices: Sequence[Array] = ()) -> Float[Array, "n *rs f"]:
         r, c = self.scale, x.shape[-1]
-        kernel = self.param("kernel", _he_in_channels, (r, r, c, self.features))
+        kernel = self.param("kernel", _he_in_channels, (*(r,) * (x.ndim - 2), c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return ops.conv_transpose(x, kernel) + bias
+        conv_transpose = ops.conv_transpose if x.ndim == 4 else ops.conv_transpose_3d
+        return conv_transpose(x, kernel) + bias
 
 
 class OverlapTransposedConv(nn.Module):
@@ -215,21 +217,21 @@ UPSAMPLERS = {
 }
 
 
-def center_crop(x: Float[Array, "n h w c"], height: int, width: int) -> Float[Array, "n height width c"]:
-    """The middle height x width pixels; a map already of that size is returned as it is.
+def center_crop(x: Float[Array, "n *s c"], *size: int) -> Float[Array, "n *size c"]:
+    """The middle pixels, as many of each axis as `size` says; a map already of that size is returned as it is.
 
     Raises:
       InputError: the map is smaller.
     """
-    top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
-    if top < 0 or left < 0:
-        raise InputError(f"center_crop: got {x.shape[1]} x {x.shape[2]} pixels; required at least {height} x {width}.")
-    return x[:, top : top + height, left : left + width]
+    have = x.shape[1:-1]
+    if any(n < m for n, m in zip(have, size, strict=True)):
+        raise InputError(f"center_crop: got {' x '.join(map(str, have))} pixels; required at least {' x '.join(map(str, size))}.")
+    return x[:, *(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(have, size, strict=True))]
 
 
 def _he_in_channels(key, shape, dtype=jnp.float32):
-    # Each output pixel of a kernel == stride transposed convolution sees one input pixel: N is the input channels, not r * r times that.
-    return jax.random.normal(key, shape, dtype) * jnp.sqrt(2.0 / shape[2]).astype(dtype)
+    # Each output pixel of a kernel == stride transposed convolution sees one input pixel: N is the input channels.
+    return jax.random.normal(key, shape, dtype) * jnp.sqrt(2.0 / shape[-2]).astype(dtype)
 
 
 def _doublings(module: nn.Module) -> int:

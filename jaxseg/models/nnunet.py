@@ -169,14 +169,5 @@ class UpConv(nn.Module):
         kernel = self.param("kernel", init, (*self.stride, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return _cells(x, kernel) + bias
-
-
-def _cells(x: Float[Array, "n *s c"], kernel: Float[Array, "*r c f"]) -> Float[Array, "n *rs f"]:
-    """Each coarse pixel paints a cell of its own. In a volume the cell's slices are channels until its rows and columns are in place."""
-    if kernel.ndim == 4:
-        return ops.conv_transpose(x, kernel)
-    r, *cell, c, f = kernel.shape
-    y = ops.conv_transpose(x, jnp.moveaxis(kernel, 0, -2).reshape(*cell, c, r * f))
-    n, d, h, w, _ = y.shape
-    return jnp.moveaxis(y.reshape(n, d, h, w, r, f), -2, 2).reshape(n, d * r, h, w, f)
+        conv_transpose = ops.conv_transpose if x.ndim == 4 else ops.conv_transpose_3d
+        return conv_transpose(x, kernel) + bias

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg import ops
@@ -16,20 +17,22 @@ from jaxseg.upsample import TransposedConv, center_crop, he_normal
 class UNet(nn.Module):
     """[N, H, W, C] -> float32 logits [N, H', W', num_classes]. The defaults are figure 1 of the paper: 572 x 572 -> 388 x 388.
 
+    Volumes [N, D, H, W, C] are taken likewise: 3x3x3 convolutions, 2x2x2 poolings and up-convolutions. Their variables are volumes' too.
+
     Args:
       num_classes: 2 for a binary problem (background, foreground).
       features: channels of each level, finest first; its length is the number of levels, one more than the poolings.
       padding: "valid" is the paper's: each 3x3 convolution loses a pixel at every edge, skips are centre-cropped, H' < H, and only
         sizes whose pooled maps are all even are legal. "same" takes any H x W and gives H' = H, W' = W.
       norm: what stands between a convolution and its ReLU: None (the paper), "batch" or "group".
-      upsample: class or partial of `jaxseg.upsample`, which halves the channels.
+      upsample: class or partial of `jaxseg.upsample`, which halves the channels. Of volumes only `TransposedConv`.
       dropout: rate at the end of the contracting path: after its two coarsest levels, as in the authors' release.
       dtype: compute type; parameters stay float32.
       remat: compute what lies within a block again for the gradient instead of keeping it: less memory, more time.
       axis_name: pmap axis over which the batch is split; batch statistics and dropout are then those of the whole batch.
 
     Raises:
-      InputError: an illegal size for padding "valid"; the message names the nearest legal ones.
+      InputError: an illegal size for padding "valid"; the message names the nearest legal ones. An upsampler that takes no volumes.
     """
 
     num_classes: int
@@ -43,7 +46,7 @@ class UNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, image: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h2 w2 k"]:
+    def __call__(self, image: Float[Array, "n *s c"], *, train: bool = False) -> Float[Array, "n *s2 k"]:
         self.check(image.shape)
         depth = len(self.features) - 1
         x, skips, indices = image, [], []
@@ -52,7 +55,7 @@ class UNet(nn.Module):
         for level in range(depth):
             x = self.convs(x, level, f"down{level}", train)
             skips.append(x)
-            x, index = ops.max_pool_with_indices(x)
+            x, index = ops.max_pool_with_indices(x) if x.ndim == 4 else (ops.max_pool_3d(x), None)
             indices.append(index)
         x = self.convs(x, depth, f"down{depth}", train)
 
@@ -61,12 +64,12 @@ class UNet(nn.Module):
             x = self.upsample(self.features[level], dtype=self.dtype, name=f"up{level}_sample")(x, indices[level : level + 1])
             skip = skips[level]
             if self.padding == "valid":
-                skip = center_crop(skip, x.shape[1], x.shape[2])
-            else:
-                x = x[:, : skip.shape[1], : skip.shape[2]]  # the last pooling window of an odd side is half empty
+                skip = center_crop(skip, *x.shape[1:-1])
+            else:  # the last pooling window of an odd side is half empty
+                x = lax.slice(x, (0,) * x.ndim, (*skip.shape[:-1], x.shape[-1]))
             x = self.convs(jnp.concatenate([skip, x], axis=-1), level, f"up{level}", train)
 
-        logits = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="logits")(x)
+        logits = nn.Conv(self.num_classes, (1,) * (x.ndim - 2), kernel_init=he_normal, dtype=self.dtype, name="logits")(x)
         return logits.astype(jnp.float32)
 
     @recomputed
@@ -75,7 +78,7 @@ class UNet(nn.Module):
         for i in (1, 2):
             x = nn.Conv(
                 self.features[level],
-                (3, 3),
+                (3,) * (x.ndim - 2),
                 padding=self.padding.upper(),
                 use_bias=self.norm is None,  # a norm subtracts it again
                 kernel_init=he_normal,
@@ -91,8 +94,14 @@ class UNet(nn.Module):
 
     def check(self, shape: tuple[int, ...]) -> None:
         depth = len(self.features) - 1
-        if len(shape) != 4:
-            raise InputError(f"UNet: got an image of shape {shape}; required [N, H, W, C]. Add the missing axes.")
+        if len(shape) not in (4, 5):
+            raise InputError(f"UNet: got an image of shape {shape}; required [N, H, W, C] or [N, D, H, W, C]. Add the missing axes.")
+        upsampler = getattr(self.upsample, "func", self.upsample)
+        if len(shape) == 5 and upsampler is not TransposedConv:
+            raise InputError(
+                f"UNet: got a volume of shape {shape} and upsample={upsampler.__name__}, which is for images; required TransposedConv. "
+                "Take it, or give the slices one by one: [N * D, H, W, C]."
+            )
         if self.padding not in ("valid", "same") or self.norm not in (None, "batch", "group") or depth < 1:
             raise InputError(
                 f"UNet: got padding={self.padding!r}, norm={self.norm!r}, {depth + 1} levels; required padding 'valid' or 'same', "
@@ -104,13 +113,13 @@ class UNet(nn.Module):
                 "65536, at least 1 class, and dropout from 0 to less than 1."
             )
         if self.padding == "valid":
-            for side in shape[1:3]:
+            for side in shape[1:-1]:
                 if output_size(side, depth) is None:
                     lower, upper = legal_sizes(side, depth)
                     near = f"{lower} and {upper}" if lower else f"{upper} (the smallest)"
                     raise InputError(
-                        f"UNet: got an image of {shape[1]} x {shape[2]} pixels; with unpadded convolutions and {depth} poolings "
-                        f"a side of {side} is illegal. The nearest legal sizes are {near}. "
+                        f"UNet: got an image of {' x '.join(map(str, shape[1:-1]))} pixels; with unpadded convolutions and {depth} "
+                        f"poolings a side of {side} is illegal. The nearest legal sizes are {near}. "
                         "Pad the image by reflection or crop it, or use padding='same'."
                     )
 

@@ -1,4 +1,4 @@
-"""Convolutions that XLA does slowly on CPUs: wide 3x3 ones by Winograd's minimal filtering, depthwise, 1x1 and narrow ones.
+"""Convolutions that XLA does slowly on CPUs: wide 3x3 ones by Winograd's minimal filtering, depthwise, 1x1 and narrow ones, and volumes.
 
 There it multiplies directly, and depthwise without vectors; cuDNN and TPUs choose their own algorithm and are left to it.
 """
@@ -16,11 +16,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.ops.product_rule import product_rule
+from jaxseg.ops.shapes import cut
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 NARROW = 32
 """Output channels below which XLA's weight gradients are slow. Measured on CPUs."""
 _NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+_NDHWC = lax.ConvDimensionNumbers((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3))
 _COUNT: ContextVar[Callable[[int], int]] = ContextVar("count", default=lambda pixels: pixels)
 
 
@@ -44,8 +46,8 @@ def counted(pixels: int) -> int:
 
 
 def conv_general_dilated(
-    x: Float[Array, "n h w i"],
-    kernel: Float[Array, "kh kw i o"],
+    x: Float[Array, "n *s i"],
+    kernel: Float[Array, "*k i o"],
     window_strides: Sequence[int],
     padding: Any,
     lhs_dilation: Sequence[int] | None = None,
@@ -53,7 +55,7 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     precision: Any = None,
-) -> Float[Array, "n h2 w2 o"]:
+) -> Float[Array, "n *s2 o"]:
     """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`: the same values to rounding, faster on CPUs for most layers of
     stride 1.
 
@@ -66,13 +68,17 @@ def conv_general_dilated(
     * 3x3 with fewer than 32 output channels: the weight gradient is computed with zeros beside them.
     * 1x1 without padding, of any stride: a matrix product.
     * One filter a channel, of any size, stride and dilation: a sum of shifted images.
+    * Volumes, [N, D, H, W, I], of any stride and dilation: one of the above or a plain convolution of images, the slices that a kernel
+      reaches side by side as their channels.
 
     Source: Lavin & Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4.
     """
     if _ours(x, kernel, lhs_dilation, dimension_numbers) and precision is None:
-        stride, holes = tuple(window_strides), (1, 1) if rhs_dilation is None else tuple(rhs_dilation)
-        spans = [d * (k - 1) + 1 for d, k in zip(holes, kernel.shape[:2], strict=True)]
-        edges = lax.padtype_to_pads(x.shape[1:3], spans, stride, padding) if isinstance(padding, str) else padding
+        stride, holes = tuple(window_strides), (1,) * (x.ndim - 2) if rhs_dilation is None else tuple(rhs_dilation)
+        spans = [d * (k - 1) + 1 for d, k in zip(holes, kernel.shape, strict=False)]
+        edges = lax.padtype_to_pads(x.shape[1:-1], spans, stride, padding) if isinstance(padding, str) else padding
+        if x.ndim == 5:
+            return _slices(x, kernel, stride, edges, holes, feature_group_count)
         h, w = (n + lo + hi - span + 1 for n, (lo, hi), span in zip(x.shape[1:3], edges, spans, strict=True))  # of stride 1
         (top, bottom), (left, right) = edges
         edges = ((top, bottom), (left, right))
@@ -96,16 +102,43 @@ def conv_general_dilated(
 
 
 def _ours(x: Array, kernel: Array, lhs_dilation: Sequence[int] | None, dimension_numbers: Any) -> bool:
-    """NHWC and float32 on a CPU, of known shape (an export's may be symbols, which do not compare), not on an explicit mesh."""
+    """NHWC or NDHWC and float32 on a CPU, of known shape (an export's may be symbols, which do not compare), not on an explicit mesh."""
     return (
         jax.default_backend() == "cpu"
         and x.dtype == kernel.dtype == jnp.float32
-        and x.ndim == 4
-        and lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers) == _NHWC
+        and x.ndim in (4, 5)
+        and lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers) in (_NHWC, _NDHWC)
         and all(isinstance(n, int) for n in (*x.shape, *kernel.shape))
         and (lhs_dilation is None or set(lhs_dilation) == {1})
         and jax.sharding.AxisType.Explicit not in jax.typeof(x).sharding.mesh.axis_types
     )
+
+
+def _slices(
+    x: Float[Array, "n d h w i"],
+    kernel: Float[Array, "kd kh kw i o"],
+    stride: Sequence[int],
+    edges: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+) -> Float[Array, "n d2 h2 w2 o"]:
+    """One convolution of images, whose channels are those of all slices that the kernel reaches: XLA's of volumes takes 3 to 6 times as
+    long."""
+    (lo, hi), (k, i), (step, hole) = edges[0], (kernel.shape[0], x.shape[-1]), (stride[0], dilation[0])
+    depth = (x.shape[1] + lo + hi - hole * (k - 1) - 1) // step + 1
+    if groups > 1 or depth < 1 or min(x.shape) < 1 or kernel.shape[-2] != i:
+        return lax.conv_general_dilated(x, kernel, stride, edges, None, dilation, _NDHWC, groups)
+
+    @jax.checkpoint  # what is kept for the gradient is x, and not its copies side by side
+    def convolution(x: Array, kernel: Array) -> Array:
+        padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (lo, hi, 0), *[(0, 0, 0)] * 3])
+        slices = [cut(padded, {1: slice(a * hole, a * hole + (depth - 1) * step + 1, step)}) for a in range(k)]
+        images = jnp.concatenate(slices, -1).reshape(x.shape[0] * depth, *x.shape[2:4], k * i)
+        flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], k * i, kernel.shape[-1])
+        y = conv_general_dilated(images, flat, stride[1:], edges[1:], None, dilation[1:], _NHWC)
+        return y.reshape(x.shape[0], depth, *y.shape[1:])
+
+    return convolution(x, kernel)
 
 
 def _pixelwise(x: Float[Array, "n h w i"], kernel: Float[Array, "1 1 i o"]) -> Float[Array, "n h w o"]:
