@@ -19,14 +19,14 @@ from jaxseg.errors import InputError
 
 
 def small(case: Case) -> Case:
-    """The case on a 6 x 4 image of few channels."""
+    """The case on a 6 x 4 image, or a volume of such, of few channels."""
     classes = "21 classes" in case.name
-    x = (2, 6, 4, case.x[3] if classes else 4)
+    x = (2, *(6, 4, 2)[: len(case.x) - 2], case.x[3] if classes else 4)
     weights = case.weights
     if case.indices:
         weights = x
     elif weights and weights[0] == weights[1]:
-        weights = (*weights[:2], x[3], 1 if classes else 3)
+        weights = (*weights[:-2], x[-1], 1 if classes else 3)
     elif weights:
         weights = (2, 12, 8, weights[3])
     return dataclasses.replace(case, x=x, weights=weights)

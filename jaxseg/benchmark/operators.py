@@ -88,10 +88,10 @@ def phase_programs(f: Function, args: Sequence[jax.Array], g: jax.Array, phases:
 
 
 def flax_conv_transpose(x, w, *, stride, padding=0, output_padding=0):
-    """flax.linen.ConvTranspose with a kernel [k, k, O, I] and torch's padding."""
-    k = w.shape[0]
+    """flax.linen.ConvTranspose with a kernel [k, k, O, I], or [k, k, k, O, I], and torch's padding."""
+    k, rank = w.shape[0], x.ndim - 2
     pad = (k - 1 - padding, k - 1 - padding + output_padding)
-    layer = nn.ConvTranspose(w.shape[2], (k, k), (stride, stride), padding=[pad, pad], use_bias=False, transpose_kernel=True)
+    layer = nn.ConvTranspose(w.shape[-2], (k,) * rank, (stride,) * rank, padding=[pad] * rank, use_bias=False, transpose_kernel=True)
     return layer.apply({"params": {"kernel": w}}, x)
 
 
@@ -110,8 +110,9 @@ def lax_depthwise_transpose(x, w, *, stride, padding):
 
 
 def flax_max_pool(x, *, window, stride, padding=0):
-    pad: Any = [(padding, padding)] * 2
-    return nn.max_pool(x, (window, window), (stride, stride), pad)
+    rank = x.ndim - 2
+    pad: Any = [(padding, padding)] * rank
+    return nn.max_pool(x, (window,) * rank, (stride,) * rank, pad)
 
 
 def scatter_unpool(x, flat):
@@ -145,7 +146,29 @@ def flat_positions(index: np.ndarray) -> np.ndarray:
 
 def _swap(w: np.ndarray) -> np.ndarray:
     """[k, k, I, O] -> [k, k, O, I]."""
-    return np.ascontiguousarray(w.swapaxes(2, 3))
+    return np.ascontiguousarray(w.swapaxes(-2, -1))
+
+
+def _conv(x: tuple[int, ...], out: int) -> Case:
+    """A 3x3 (3x3x3) convolution that pads."""
+    rank = len(x) - 2
+    numbers = ("NHWC", "HWIO", "NHWC") if rank == 2 else ("NDHWC", "DHWIO", "NDHWC")
+    options = {"window_strides": (1,) * rank, "padding": "SAME", "dimension_numbers": numbers}
+    ours, stock = (functools.partial(f, **options) for f in (ops.conv_general_dilated, lax.conv_general_dilated))
+    name = f"conv {'x'.join('3' * rank)}, {x[-1]} to {out}, {'x'.join(map(str, x[:-1]))}"
+    return Case(name, x, ours, stock, ("conv", {}), weights=(*(3,) * rank, x[-1], out))
+
+
+def _volume_transpose(x: tuple[int, ...], out: int) -> Case:
+    name = f"conv_transpose_3d 2x2x2/2, {x[-1]} to {out}, {'x'.join(map(str, x[:-1]))}"
+    options, stock = {"stride": 2, "padding": 0}, functools.partial(flax_conv_transpose, stride=2)
+    return Case(name, x, ops.conv_transpose_3d, stock, ("conv_transpose", options), weights=(2, 2, 2, x[-1], out), stock_weights=_swap)
+
+
+def _volume_pool(x: tuple[int, ...]) -> Case:
+    options = {"window": 2, "stride": 2, "padding": 0}
+    name = f"max_pool_3d 2x2x2/2, {'x'.join(map(str, x))}"
+    return Case(name, x, ops.max_pool_3d, functools.partial(flax_max_pool, **options), ("max_pool", options))
 
 
 def _conv_transpose(k: int, stride: int, padding: int, output_padding: int, x: tuple[int, ...], out: int) -> Case:
@@ -241,4 +264,8 @@ CASES = (
     _resize("bicubic_torch", 2, (4, 64, 64, 64), None, "bicubic"),
     _shuffle((4, 64, 64, 128)),
     _carafe((4, 32, 32, 64)),
+    _conv((4, 64, 64, 64), 64),
+    _conv((1, 16, 32, 32, 32), 32),
+    _volume_transpose((1, 8, 16, 16, 64), 32),
+    _volume_pool((1, 16, 64, 64, 32)),
 )

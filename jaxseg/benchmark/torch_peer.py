@@ -24,19 +24,24 @@ import traceback
 import numpy as np
 
 
+def channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d)
+
+
 def nchw(array, dtype=None):
-    """NHWC numpy -> NCHW torch of channels_last strides."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2)
-    return tensor.to(dtype, memory_format=torch.channels_last) if dtype else tensor
+    """NHWC (or NDHWC) numpy -> NCHW torch of channels_last strides."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 1)
+    return channels_last(tensor.to(dtype)) if dtype else tensor
 
 
-def weight(array, dtype):
-    """A kernel [kh, kw, I, O] -> [I, O, kh, kw], torch's order of transposed convolutions, channels_last as `module.to` makes it."""
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 3, 0, 1))).to(dtype).contiguous(memory_format=torch.channels_last)
+def weight(array, dtype, transposed=True):
+    """A kernel [kh, kw, I, O] -> [I, O, kh, kw] of transposed convolutions or [O, I, kh, kw], channels_last as `module.to` makes it."""
+    order = (-2, -1) if transposed else (-1, -2)
+    return channels_last(torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, order, (0, 1)))).to(dtype))
 
 
 def nhwc(tensor):
-    return tensor.detach().float().permute(0, 2, 3, 1).numpy()
+    return tensor.detach().float().movedim(1, -1).numpy()
 
 
 def error(got, wanted):
@@ -47,12 +52,16 @@ def error(got, wanted):
 # ---- Operators -------------------------------------------------------------------------------------------------------------
 
 
+def conv(x, w):
+    return (F.conv2d if x.ndim == 4 else F.conv3d)(x, w, padding="same")
+
+
 def conv_transpose(x, w, stride, padding, output_padding=0, groups=1):
-    return F.conv_transpose2d(x, w, None, stride, padding, output_padding, groups)
+    return (F.conv_transpose2d if x.ndim == 4 else F.conv_transpose3d)(x, w, None, stride, padding, output_padding, groups)
 
 
 def max_pool(x, window, stride, padding):
-    return F.max_pool2d(x, window, stride, padding)
+    return (F.max_pool2d if x.ndim == 4 else F.max_pool3d)(x, window, stride, padding)
 
 
 def max_unpool(x, indices):
@@ -67,7 +76,7 @@ def pixel_shuffle(x, scale):
     return F.pixel_shuffle(x, scale)
 
 
-OPERATORS = {f.__name__: f for f in (conv_transpose, max_pool, max_unpool, interpolate, pixel_shuffle)}
+OPERATORS = {f.__name__: f for f in (conv, conv_transpose, max_pool, max_unpool, interpolate, pixel_shuffle)}
 
 
 class Operator:
@@ -78,8 +87,9 @@ class Operator:
         x = nchw(data["x"], getattr(torch, dtype)).requires_grad_()
         self.g = nchw(data["g"], getattr(torch, dtype))
         f, self.floats, rest = OPERATORS[name], [x], []
+        self.transposed = name != "conv"
         if "w" in data:
-            self.floats.append(weight(data["w"], getattr(torch, dtype)).requires_grad_())
+            self.floats.append(weight(data["w"], getattr(torch, dtype), self.transposed).requires_grad_())
         if "indices" in data:
             rest = [nchw(data["indices"]).long().contiguous(memory_format=torch.channels_last)]
         if "constant" in data:
@@ -94,7 +104,8 @@ class Operator:
         y, grads = self.both("eager")
         got = {"y": nhwc(y), "dx": nhwc(grads[0])}
         if len(grads) > 1:
-            got["dw"] = grads[1].detach().float().permute(2, 3, 0, 1).numpy()
+            dw = grads[1].detach().float()
+            got["dw"] = (dw if self.transposed else dw.swapaxes(0, 1)).movedim((0, 1), (-2, -1)).numpy()
         return {name: error(value, self.data[name]) for name, value in got.items()}
 
     def fwd(self, mode):
