@@ -36,7 +36,10 @@ class Meta(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """`apply(variables, image [N,H,W,C] in 0..1) -> float32 logits [N,H,W,K]`, its variables, and what they mean."""
+    """`apply(variables, image [N,H,W,C] in 0..1) -> float32 logits [N,H,W,K]`, its variables, and what they mean.
+
+    Of a model of volumes `apply` takes [N,D,H,W,C] and gives [N,D,H,W,K].
+    """
 
     apply: Predict
     variables: Any
@@ -55,7 +58,7 @@ def load(run_folder: str | Path) -> Loaded:
     Raises:
       InputError: no run there, or it is damaged or of another model.
     """
-    return loaded(load_run(Path(run_folder)))
+    return loaded(load_run(Path(run_folder), volumes=True))
 
 
 def loaded(run: Run) -> Loaded:

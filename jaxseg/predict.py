@@ -29,7 +29,8 @@ from jaxseg.pictures import outlines, overlay, png_bytes, write_index_png, write
 from jaxseg.progress import progress
 from jaxseg.run_folder import Run, load_run
 
-TILE = 512
+TILE, CUBE = 512, 96
+"""Sides of the tiles of images and of volumes where nothing is said."""
 
 Segment = Callable[[Float[np.ndarray, "h w c"]], Float[Any, "h w k"]]
 
@@ -52,6 +53,8 @@ def predict(
     each a label map NAME.tif (NAME.zarr of a Zarr), of objects uint32, and NAME_overview.png. The same command goes on after an
     interruption. Objects are found in windows of 2048 pixels once an image's outputs are there, in NAME.tif.logits: 12 bytes a pixel.
 
+    A model of volumes takes the images of such a file as the slices of one.
+
     For example: `jaxseg predict runs/cells my_images/ --out predictions`
 
     Args:
@@ -59,22 +62,27 @@ def predict(
       inputs: PNG, JPEG, TIFF, .npy files and Zarr folders, or folders of them, of the channels that the model was trained on.
       out: folder for the results, made when missing.
       probabilities: also write NAME_probabilities.npy, float32 [height, width, classes]; of pictures that are read whole.
-      tile: largest side of a tile, 512 where nothing is said. Pictures below 16 million pixels are predicted whole without it.
-      blend: weights of overlapping tiles' mean, an approximation; without it tiles are exact, which not every model allows.
+      tile: largest side of a tile, 512 where nothing is said, 96 of volumes. Pictures below 16 million pixels are predicted whole
+        without it.
+      blend: weights of overlapping tiles' mean, or "crop" for the middles of such tiles: approximations. Without it tiles are exact, which
+        not every model allows.
       tta: average over the eight turned and mirrored images.
       dense: a prediction at every pixel from a coarse map, for models that enlarge one.
     """
     kinds = "PNG, JPEG, TIFF or .npy files or Zarr folders"
     files = find_images(inputs, lambda path: path.suffix.lower() == ".npy" or is_zarr(path), kinds)
     outputs = outputs_of(files, out, functools.partial(_suffixes, probabilities=probabilities))
-    run = load_run(workdir)
+    run = load_run(workdir, volumes=True)
+    if run.takes_volumes and (probabilities or tta or dense):
+        name = "probabilities" if probabilities else "tta" if tta else "dense"
+        raise InputError(f"--{name}: {workdir} takes volumes, and the option is for images. Leave it out.")
     if run.route is not None and (probabilities or tta):
         raise InputError(
             f"--{'probabilities' if probabilities else 'tta'}: {workdir} separates objects, and its outputs are not all probabilities of "
             "classes, nor the same in a turned image. Leave the option out."
         )
     predict = _predictor(run, dense, tta)
-    regions = _tiles(run, predict, dense is None and not tta, TILE if tile is None else tile, blend)
+    regions = _tiles(run, predict, dense is None and not tta, (CUBE if run.takes_volumes else TILE) if tile is None else tile, blend)
     segment = _segmenter(run, predict, regions, tile is not None or blend is not None)
     options = [version("jaxseg"), digest(run.variables), run.description["model"], run.description["preprocess"], tile, blend, tta, dense]
     out.mkdir(parents=True, exist_ok=True)
@@ -83,6 +91,8 @@ def predict(
         for file, paths in zip(files, outputs, strict=True):
             advance(1, note=file.name)
             try:
+                if run.takes_volumes and not is_region_file(file):
+                    raise InputError(f"{file}: is one image; the model takes volumes. Give a TIFF of all slices, a .npy file or a Zarr.")
                 if is_region_file(file):
                     _predict_regions(run, regions, file, paths, options)
                 else:
@@ -106,11 +116,12 @@ def _predictor(run: Run, dense: Method | None, tta: bool) -> Predict:
 
 def _tiles(run: Run, predict: Predict, exact: bool, tile: int, blend: Blend | None) -> Callable[..., Iterator[Region]]:
     """(variables, image, skip=0) -> logits, region by region. Exact tiles see their neighbours' pixels: nothing is mirrored in them."""
-    preprocess = run.description["preprocess"]
+    preprocess, axes = run.description["preprocess"], 3 if run.takes_volumes else 2
+    batch = 4 if axes == 2 else 1
     if blend is not None:
-        return tiled_regions(predict, tile=tile, blend=blend)
+        return tiled_regions(predict, tile=tile, batch=batch, blend=blend, axes=axes)
 
-    def apply(variables: Any, image: Float[jax.Array, "n h w c"]) -> Any:
+    def apply(variables: Any, image: Float[jax.Array, "n *s c"]) -> Any:
         return run.model.apply(variables, standardise(image, preprocess["mean"], preprocess["std"]))
 
     def refuse(*_: Any, **__: Any) -> Any:
@@ -121,7 +132,7 @@ def _tiles(run: Run, predict: Predict, exact: bool, tile: int, blend: Blend | No
             else "exact tiles: not with --tta or --dense, which turn or shift each tile. Add --blend gaussian."
         )
 
-    return tiled_regions(apply, tile=tile) if exact and preprocess["resize"] == 1 else refuse
+    return tiled_regions(apply, tile=tile, batch=batch, axes=axes) if exact and preprocess["resize"] == 1 else refuse
 
 
 def _segmenter(run: Run, predict: Predict, regions: Callable[..., Iterator[Region]], tiled: bool) -> Segment:
@@ -161,6 +172,8 @@ def _predict_regions(run: Run, regions: Callable[..., Iterator[Region]], file: P
     identity = hashlib.sha256(json.dumps([*options, file_identity(file)], default=str).encode()).hexdigest()
     with open_regions(file, run.info.channels) as image:
         check_dtype(str(file), image, run)  # type: ignore[arg-type]
+        if run.takes_volumes and sum(n > 1 for n in image.stack) > 1:
+            raise InputError(f"{file}: has stacks of {' x '.join(map(str, image.stack))} images; a volume is one. Give them one by one.")
         percentiles, decode = run.description["preprocess"].get("percentiles"), run.route and run.route.decode
         image = image if percentiles is None else stretched_regions(image, percentiles)
         predict_regions(regions, run.variables, image, labels, overview, colours=run.info.colours, identity=identity, decode=decode)

@@ -68,10 +68,11 @@ Lines = tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]
 """Of each output row (or column), the first and the last row of the image that it depends on; first > last where it depends on none."""
 
 
-def fields(
-    apply: Callable[[Float[Array, "n h w c"]], Float[Array, "n h2 w2 k"]], image_shape: tuple[int, int, int, int]
-) -> tuple[Lines, Lines]:
-    """The first and the last row that each output row depends on, and the same of the columns, the border included."""
+def fields(apply: Callable[[Float[Array, "n *s c"]], Float[Array, "n *s2 k"]], image_shape: tuple[int, ...]) -> tuple[Lines, ...]:
+    """The first and the last row that each output row depends on, and the same of the columns, the border included.
+
+    Of a volume [N, D, H, W, C] those of slices, rows and columns.
+    """
     (found,) = fields_of_maps(lambda image: {"map": apply(image)}, image_shape).values()
     for first, last in found:
         if (first > last).any():
@@ -80,30 +81,32 @@ def fields(
 
 
 def fields_of_maps(
-    apply: Callable[[Float[Array, "n h w c"]], Mapping[str, Array]], image_shape: tuple[int, int, int, int]
-) -> dict[str, tuple[Lines, Lines]]:
+    apply: Callable[[Float[Array, "n *s c"]], Mapping[str, Array]], image_shape: tuple[int, ...]
+) -> dict[str, tuple[Lines, ...]]:
     """Those of several maps in one pass: of all layers, where `apply` is `functools.partial(heatmaps.layers(model.apply), variables)`."""
-    if len(image_shape) != 4 or 0 in image_shape:
+    if len(image_shape) not in (4, 5) or 0 in image_shape:
         raise InputError(f"receptive_field: got the image shape {image_shape}; required [N, H, W, C] without empty axes.")
     traced, out = jax.make_jaxpr(apply, return_shape=True)(jax.ShapeDtypeStruct(image_shape, jnp.float32))
     shapes = {name: value.shape for name, value in out.items()}
-    if any(len(shape) != 4 for shape in shapes.values()):
+    if any(len(shape) != len(image_shape) for shape in shapes.values()):
         raise InputError(f"receptive_field: `apply` gave the shapes {list(shapes.values())}; required one map [N, H, W, K].")
+    size = image_shape[1:-1]
+    spatial = range(1, len(size) + 1)
 
     @jax.jit
-    def least(pixels: Float[Array, "h w"]) -> list[tuple[Array, Array]]:
+    def least(pixels: Float[Array, "*s"]) -> list[list[Array]]:
         """Of each map, the least number that a row and that a column sees."""
-        maps = _run(traced.jaxpr, [jnp.broadcast_to(pixels[None, :, :, None], image_shape)])
+        maps = _run(traced.jaxpr, [jnp.broadcast_to(pixels[None, ..., None], image_shape)])
         known = [jnp.full(v.aval.shape, jnp.inf) if m is None else m for m, v in zip(maps, traced.jaxpr.outvars, strict=True)]
-        return [(m.min((0, 2, 3)), m.min((0, 1, 3))) for m in known]
+        return [[m.min([a for a in range(m.ndim) if a != axis]) for axis in spatial] for m in known]
 
     found: list[list[Lines]] = [[] for _ in shapes]
-    for axis, side in enumerate(image_shape[1:3]):
-        pixels = jnp.indices(image_shape[1:3], jnp.float32)[axis]
+    for axis, side in enumerate(size):
+        pixels = jnp.indices(size, jnp.float32)[axis]
         for lines, low, high in zip(found, least(pixels), least(-pixels), strict=True):
             first, last = (np.nan_to_num(np.asarray(a[axis]), posinf=nothing) for a, nothing in ((low, side), (high, 1)))
             lines.append((first.astype(int), -last.astype(int)))
-    return {name: (lines[0], lines[1]) for name, lines in zip(shapes, found, strict=True)}
+    return {name: tuple(lines) for name, lines in zip(shapes, found, strict=True)}
 
 
 def regular(lines: Lines, side: int) -> ReceptiveField:

@@ -6,8 +6,9 @@ import fcntl
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +20,8 @@ from jaxseg.data.listing import DataInfo
 from jaxseg.errors import InputError
 from jaxseg.inference.whole import Predict, predict_whole
 from jaxseg.instances.routes import Route, find_route
-from jaxseg.model_json import check_preprocess, info_from_json, model_from_json, plain
+from jaxseg.model_json import check_preprocess, info_from_json, info_to_json, model_from_json, model_to_json, plain
+from jaxseg.train_state import TrainState, begin_with
 
 METRIC = "miou"
 OBJECT_METRIC = "ap50"
@@ -38,7 +40,7 @@ _PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model: `predict(variables, image [N,H,W,C] in 0..1) -> logits [N,H,W,K]`."""
+    """A trained model: `predict(variables, image [N,H,W,C] in 0..1) -> logits [N,H,W,K]`, or of volumes [N,D,H,W,C]."""
 
     model: nn.Module
     variables: Any
@@ -49,6 +51,10 @@ class Run:
     @property
     def predict(self) -> Predict:
         return functools.partial(predict_whole, self.model, **self.description["preprocess"])
+
+    @property
+    def takes_volumes(self) -> bool:
+        return len(self.description["example_size"]) == 3
 
     @property
     def route(self) -> Route | None:
@@ -67,8 +73,11 @@ def route(description: dict[str, Any]) -> Route | None:
     return None if name is None else find_route(plain(name, str, "instances"))
 
 
-def load_run(workdir: Path) -> Run:
+def load_run(workdir: Path, *, volumes: bool = False) -> Run:
     """The best checkpoint of a run folder by its validation metric, or the latest where none was evaluated.
+
+    Args:
+      volumes: whether models of volumes are taken as well.
 
     Raises:
       InputError: no run there, or it is damaged or of another model.
@@ -78,6 +87,8 @@ def load_run(workdir: Path) -> Run:
         model, info, like = described(description)
     except InputError as error:
         raise InputError(f"{workdir / 'run.json'}: does not describe a model ({error!s}). Restore it, or train again.") from error
+    if len(description["example_size"]) == 3 and not volumes:
+        raise InputError(f"{workdir}: its model takes volumes, which only `jaxseg predict` and `jaxseg.load` do. Give a run of images.")
     stored = checkpoints(workdir, objects=route(description) is not None, read_only=True)
     try:
         best = stored.best_step()
@@ -104,7 +115,9 @@ def described(description: dict[str, Any]) -> tuple[nn.Module, DataInfo, Any]:
     if model.num_classes != required:
         raise InputError(f"the model has {model.num_classes} classes, {of} {required}")
     check_preprocess(description["preprocess"], info.channels)
-    size = plain(description["example_size"], tuple[int, int], "example_size")
+    size = plain(description["example_size"], tuple[int, int] | tuple[int, int, int], "example_size")
+    if len(size) == 3 and to_objects is not None:
+        raise InputError(f"route {to_objects.name} finds objects in images, and the model takes volumes")
     return model, info, jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, info.channels), jnp.float32))
 
 
@@ -130,6 +143,60 @@ def read_description(workdir: Path) -> dict[str, Any]:
     if wrong:
         raise InputError(f"{path}: {', '.join(wrong)} missing or of the wrong type. Restore it, or train again.")
     return description
+
+
+def save_run(
+    folder: Path,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    info: DataInfo,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    example_size: tuple[int, ...],
+    image_dtype: str = "uint8",
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Makes a run folder of a model that was trained elsewhere: `jaxseg predict` and `jaxseg.load` take it as it is.
+
+    Args:
+      model: one of `MODELS`.
+      variables: {"params", "batch_stats"?}.
+      info: what the images show.
+      mean, std: of each channel of images in 0..1, by which they were standardised.
+      example_size: (H, W) that the model takes, or (D, H, W) of volumes; others are taken where the model does.
+      image_dtype: of the images' files, "uint8", "uint16" or "float32".
+      options: kept as they are, for the reader.
+
+    Raises:
+      InputError: there is a run in `folder`, or it would not be one: another number of classes, variables of other shapes.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; required is a folder, made when missing. Give another path.")
+    if (folder / "run.json").exists() or has_checkpoint(folder):
+        raise InputError(f"{folder}: holds a run already, which would be lost. Give another folder, or remove it.")
+    description = {
+        "jax": jax.__version__,
+        "options": dict(options),
+        "model": model_to_json(model),
+        "data": info_to_json(info),
+        "data_dir": "",
+        "image_dtype": image_dtype,
+        "splits": {"eval": None, "test": "test"},
+        "example_size": [*map(int, example_size)],
+        "steps": 0,
+        "preprocess": {"mean": [*map(float, mean)], "std": [*map(float, std)], "resize": 1.0},
+    }
+    description = json.loads(json.dumps(description))
+    _, _, like = described(description)
+    rng = jax.random.key_data(jax.random.key(0))
+    empty = TrainState(jnp.zeros((), jnp.int32), like["params"], like.get("batch_stats", {}), opt_state=(), ema=None, rng=rng)
+    begun = begin_with(empty, variables)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = checkpoints(folder)
+    stored.save(begun)
+    stored.close()
+    write_description(folder, description)
 
 
 def write_description(workdir: Path, description: dict[str, Any]) -> None:

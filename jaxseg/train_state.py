@@ -46,7 +46,7 @@ class TrainState:
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int, int], *, seed: int = 0, ema: bool = False
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], *, seed: int = 0, ema: bool = False
 ) -> TrainState:
     """A fresh state for images [N,H,W,C] = `image_shape`; the same seed gives the same state."""
     rng = jax.random.key(seed)
@@ -72,7 +72,7 @@ def begin_with(state: TrainState, variables: Any) -> TrainState:
     have, got = (flatten_dict(tree, sep="/") for tree in shapes)
     wrong = [name for name in sorted({*have, *got}) if have.get(name) != got.get(name)]
     if wrong:
-        raise InputError(f"start: the weights do not fit the model in {', '.join(wrong)}. Give those of the same model and options.")
+        raise InputError(f"weights: they do not fit the model in {', '.join(wrong)}. Give those of the same model and options.")
     variables = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), variables, _variables(state.params, state.batch_stats))
     ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
     return dataclasses.replace(state, params=variables["params"], batch_stats=variables.get("batch_stats", {}), ema=ema)
@@ -92,7 +92,7 @@ def train_step(
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One optimizer step on {"image": [N,H,W,C] in 0..1, "label": [N,H,W], "weight"?: [N,H,W]}.
+    """One optimizer step on {"image": [N,H,W,C] in 0..1, "label": [N,H,W], "weight"?: [N,H,W]}; of volumes [N,D,H,W,C], not augmented.
 
     Where the model gives a tuple of logits in training (deep supervision, an auxiliary head), their losses are added with the weights
     `model.head_weights`; a head smaller than the first is compared with every so many pixels of the label.
@@ -117,7 +117,7 @@ def train_step(
     keys = jax.vmap(lambda i: jax.random.fold_in(augment_key, i))(first + jnp.arange(n))
     if accumulate < 1 or n % accumulate:
         raise InputError(f"accumulate: got {accumulate} parts for {n} images on a device; required a divisor of them, from 1.")
-    batch = augment_batch(augment, keys, batch)
+    batch = augment_batch(augment, keys, batch) if augment else batch
     batch = {**batch, "image": standardise(batch["image"], mean, std)}
 
     def loss_fn(params, batch_stats, part, dropout_key):
@@ -125,11 +125,11 @@ def train_step(
             _variables(params, batch_stats), part["image"], train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
         heads, shares = (logits, model.head_weights) if isinstance(logits, tuple) else ((logits,), (1.0,))
-        h, w = heads[0].shape[1:3]  # unpadded convolutions lose a margin
-        truth = {name: center_crop(part[name][..., None], h, w)[..., 0] for name in ("label", "weight") if name in part}
+        size = heads[0].shape[1:-1]  # unpadded convolutions lose a margin
+        truth = {name: center_crop(part[name][..., None], *size)[..., 0] for name in ("label", "weight") if name in part}
         value = 0.0
         for head, share in zip(heads, shares, strict=True):
-            small = {name: _nearest(pixels, head.shape[1:3]) for name, pixels in truth.items()}
+            small = {name: _nearest(pixels, head.shape[1:-1]) for name, pixels in truth.items()}
             value += share * loss(head, small["label"], weight=small.get("weight"), axis_name=axis_name)
         return value, updates.get("batch_stats", {})
 
@@ -172,12 +172,12 @@ def eval_step(
     return jax.vmap(one)(batch["label"][:, None], jnp.argmax(logits, -1)[:, None]), logits
 
 
-def _nearest(pixels: Array, size: tuple[int, int]) -> Array:
+def _nearest(pixels: Array, size: tuple[int, ...]) -> Array:
     """[N,H,W] -> [N,*size]: the pixels nearest to the centres."""
-    if pixels.shape[1:] == size:
-        return pixels
-    rows, columns = ((2 * np.arange(n) + 1) * old // (2 * n) for old, n in zip(pixels.shape[1:], size, strict=True))
-    return pixels[:, rows[:, None], columns]
+    for axis, (old, n) in enumerate(zip(pixels.shape[1:], size, strict=True), 1):
+        if n != old:
+            pixels = pixels.take(jnp.asarray((2 * np.arange(n) + 1) * old // (2 * n)), axis)
+    return pixels
 
 
 def _variables(params: Any, batch_stats: Any) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def test_the_page_runs_as_printed_on_two_devices(trained, tmp_path):
         "apart.stablehlo",
         "apart.stablehlo.safetensors",
         "cells.safetensors",
+        "ball.npy",
+        "predicted",
     }
     (alone,) = re.findall('```python\n([^`]*jax\\.export\\.deserialize\\(bytearray\\(Path\\("cells[^`]*)```', PAGE.read_text())
     blocked = f"import sys\nsys.modules.update(jaxseg=None, flax=None)\n{alone}\nnp.savez('got', images=images, logits=got)"

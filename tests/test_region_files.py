@@ -79,7 +79,7 @@ def test_a_region_is_the_array_s(name, tmp_path, monkeypatch):
     write(tmp_path / name)
     assert is_region_file(tmp_path / name) == (name != "jpeg.tif")  # which has fewer pixels
     with open_regions(tmp_path / name, array.shape[-1]) as image:
-        assert (image.shape, image.dtype, image.stack) == (array.shape, array.dtype, len(array) > 1)
+        assert (image.shape, image.dtype, bool(image.stack)) == (array.shape, array.dtype, len(array) > 1)
         for n in range(len(array)):
             for rows, columns in ((slice(0, array.shape[1]), slice(0, array.shape[2])), (slice(33, 64), slice(11, 80))):
                 np.testing.assert_array_equal(image.read(n, rows, columns), array[n, rows, columns])

@@ -32,7 +32,7 @@ from jaxseg.run_folder import Run, load_run
 CHANNELS = 8  # of a layer that are shown, chosen in the first image
 PATCHES = 8  # of each
 ON_PAGE = 12  # images: a page of hundreds would be hundreds of megabytes
-Fields = tuple[Lines, Lines]
+Fields = tuple[Lines, ...]
 
 
 class Seen(NamedTuple):

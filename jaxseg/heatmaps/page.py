@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
     name: str
     heats: Sequence[Heat]
-    fields: tuple[Lines, Lines]
+    fields: tuple[Lines, ...]
     said: str
 
 

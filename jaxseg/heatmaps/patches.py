@@ -24,7 +24,7 @@ class Patch(NamedTuple):
     columns: tuple[int, int]
 
 
-def strongest_patches(maps: Sequence[Float[np.ndarray, "h w"]], fields: Sequence[tuple[Lines, Lines]], count: int) -> list[Patch]:
+def strongest_patches(maps: Sequence[Float[np.ndarray, "h w"]], fields: Sequence[tuple[Lines, ...]], count: int) -> list[Patch]:
     """Up to `count` patches over a set of images, strongest first, of which no two of an image share a pixel.
 
     Of overlapping ones the strongest is taken, and of equals the first. Places that see padding alone are left out.

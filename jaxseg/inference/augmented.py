@@ -61,7 +61,7 @@ def augmented(predict: Predict, *, symmetries: Literal[1, 4, 8] = 8, scales: tup
     return mean
 
 
-def _resample(image: Float[Array, "n h w c"], size: tuple[int, int]) -> Float[Array, "n h2 w2 c"]:
+def _resample(image: Float[Array, "n h w c"], size: tuple[int, ...]) -> Float[Array, "n h2 w2 c"]:
     if image.shape[1:3] == size:
         return image
     return jax.image.resize(image, (image.shape[0], *size, image.shape[-1]), "linear", antialias=True)

@@ -41,21 +41,25 @@ Chunk = Callable[[int, int, int], Num[np.ndarray, "h w c"]]
 class RegionFile:
     """Images [N, H, W, C] in a file: `file[n, top:bottom, left:right]` is float32 [h, w, C], integers divided by their maximum.
 
+    `file[first:last, top:bottom, left:right]` is a part of a volume, [d, h, w, C].
+
     Attributes:
       shape: [N, H, W, C].
       dtype: of the file, in this machine's byte order.
-      stack: whether the file has an axis of images, and not one image.
+      stack: how many images each axis of images has; none where the file is one image.
       read: (n, rows, columns) -> [h, w, C] as stored.
     """
 
     name: str
     shape: tuple[int, int, int, int]
     dtype: np.dtype
-    stack: bool
+    stack: tuple[int, ...]
     read: Callable[[int, slice, slice], Num[np.ndarray, "h w c"]]
 
-    def __getitem__(self, where: tuple[int, slice, slice]) -> Float[np.ndarray, "h w c"]:
-        part = to_float(self.read(*where))
+    def __getitem__(self, where: tuple[int | slice, slice, slice]) -> Float[np.ndarray, "*d h w c"]:
+        if isinstance(where[0], slice):
+            return np.stack([self[n, *where[1:]] for n in range(where[0].start, where[0].stop)])
+        part = to_float(self.read(*where))  # type: ignore[arg-type]
         if self.dtype.kind == "f" and not np.isfinite(part).all():
             n, rows, columns = where
             place = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
@@ -128,7 +132,8 @@ def open_regions(path: Path, channels: int) -> Iterator[RegionFile]:
     opened = _tiff if path.suffix.lower() in TIFF else _zarr if path.is_dir() else _npy
     with contextlib.ExitStack() as stack:
         with damage_named(name):  # of what is done with the images nothing is said
-            axes, shape, dtype, read = stack.enter_context(opened(path, channels))
+            axes, sides, dtype, read = stack.enter_context(opened(path, channels))
+            shape = _sized(axes, sides, name)
         if dtype not in (np.uint8, np.uint16, np.float32):
             raise InputError(f"{name}: pixels are {dtype}; uint8, uint16 or float32 is required: convert the file.")
         if 0 in shape:
@@ -148,7 +153,8 @@ def open_regions(path: Path, channels: int) -> Iterator[RegionFile]:
             return part[..., :1]
 
         native = np.dtype(dtype).newbyteorder("=")
-        yield RegionFile(name, (*shape[:3], channels), native, any(a not in "YXCS" for a in axes), one)
+        images = tuple(n for a, n in zip(axes, sides, strict=True) if a not in "YXCS")
+        yield RegionFile(name, (*shape[:3], channels), native, images, one)
 
 
 @contextlib.contextmanager
@@ -218,7 +224,7 @@ def _mapped(path: Path, map_: Callable[[], Any], axes: str) -> Any:
         part = _sliced(map_(), axes, str(path))(n, rows, columns)
         return part.astype(part.dtype.newbyteorder("="))
 
-    return axes, _sized(axes, array.shape, str(path)), array.dtype.newbyteorder("="), read
+    return axes, array.shape, array.dtype.newbyteorder("="), read
 
 
 @contextlib.contextmanager
@@ -262,7 +268,7 @@ def _zarr(path: Path, channels: int) -> Iterator[Any]:
         return part.astype(part.dtype.newbyteorder("="), copy=False)
 
     read = _assembled(chunk, (high, wide), math.prod(node.chunks) * node.dtype.itemsize)
-    yield axes, _sized(axes, node.shape, name), node.dtype.newbyteorder("="), read
+    yield axes, node.shape, node.dtype.newbyteorder("="), read
 
 
 def _check_chunks_there(folder: Path, array: Any, grid: list[int], name: str) -> None:
@@ -332,7 +338,7 @@ def _tiff(path: Path, channels: int) -> Iterator[Any]:
             parts = itertools.product(range(paged), range(planes))
             return np.concatenate([segment(n * strides[0] + p * strides[1], (s * down + row) * across + column) for p, s in parts], -1)
 
-        yield series.axes, (n, height, width, found), page.dtype, _assembled(chunk, (high, wide), inside * planes * paged)
+        yield series.axes, series.shape, page.dtype, _assembled(chunk, (high, wide), inside * planes * paged)
 
 
 def _check_chunk(size: int, shape: tuple[int, ...], name: str) -> None:

@@ -48,7 +48,7 @@ def predict_regions(
     identity that is finished stays as it is. Of objects an image's logits are kept in `out`.logits until they are decoded.
 
     Args:
-      regions: of `jaxseg.inference.tiles.tiled_regions`.
+      regions: of `jaxseg.inference.tiles.tiled_regions`; where they are of volumes, the images are a volume's slices.
       colours: one a class.
       identity: a digest of everything the labels depend on.
       decode: of a route to objects; None for classes.
@@ -76,7 +76,7 @@ def predict_regions(
         _remove(part)
         logits.unlink(missing_ok=True)
         kind = None if decode else colours
-        create_label_file(part, shape, stack=image.stack, zarr=out.suffix == ".zarr", colours=kind, identity=identity)
+        create_label_file(part, shape, stack=bool(image.stack), zarr=out.suffix == ".zarr", colours=kind, identity=identity)
         progressed = Progress(0, 0, 0, 0)
         _note(journal, progressed)
     if identity_of(part) != identity:
@@ -103,7 +103,8 @@ def predict_regions(
 
     number = done
     for number, ((n, rows, columns), values) in enumerate(regions(variables, image, skip=done), done + 1):
-        close(n, number - 1)  # type: ignore[arg-type]
+        if not isinstance(n, slice):  # of a volume all images end together
+            close(n, number - 1)
         take(n, rows, columns, values)  # type: ignore[arg-type]
         if number % EVERY == 0:
             note(number)
@@ -124,14 +125,20 @@ class Progress(NamedTuple):
     size: int
 
 
-Take = Callable[[int, slice, slice, np.ndarray], None]
+Take = Callable[[int | slice, slice, slice, np.ndarray], None]
 Finish = Callable[[int], None]
 
 
 def _classes(labels: LabelFile) -> tuple[Take, Finish]:
     """A region's logits go into the map as classes; nothing is left to do for an image."""
     largest = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint16))  # NumPy takes five times as long
-    return lambda n, rows, columns, logits: labels.write(n, rows, columns, np.asarray(largest(logits))), lambda n: None
+
+    def take(n: int | slice, rows: slice, columns: slice, logits: np.ndarray) -> None:
+        label = np.asarray(largest(logits))
+        for k, one in enumerate(label, n.start) if isinstance(n, slice) else [(n, label)]:
+            labels.write(k, rows, columns, one)
+
+    return take, lambda n: None
 
 
 def _objects(labels: LabelFile, decode: Decode, file: Path, shape: tuple[int, int, int]) -> tuple[Take, Finish]:
@@ -140,7 +147,7 @@ def _objects(labels: LabelFile, decode: Decode, file: Path, shape: tuple[int, in
     def stored(mode: Any, channels: int) -> Any:  # made anew each time: what was written would otherwise count as this process's memory
         return np.memmap(file, np.float32, mode, shape=(*shape[1:], channels))
 
-    def take(n: int, rows: slice, columns: slice, logits: np.ndarray) -> None:
+    def take(n: int | slice, rows: slice, columns: slice, logits: np.ndarray) -> None:
         stored("r+" if file.exists() else "w+", logits.shape[-1])[rows, columns] = logits
 
     def finish(n: int) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxseg.errors import InputError
-from jaxseg.receptive_field import fields
+from jaxseg.receptive_field import Lines, fields
 
 REMAINDERS = 128
 """Periods of fields mostly divide it: models' strides, times 4 of Winograd's cells."""
 
-Apply = Callable[[Float[Array, "n h w c"]], Float[Array, "n h2 w2 k"]]
+Apply = Callable[[Float[Array, "n *s c"]], Float[Array, "n *s2 k"]]
 
 
 class Reach(NamedTuple):
@@ -87,7 +87,7 @@ def exact_tiling(length: int, tile: int, reach: Reach, legal: Callable[[int], in
         raise InputError(
             f"exact tiles: of a tile of {tile} pixels (side {max(side, 0)} at an image of {length}) no {period} outputs in a row see the "
             f"tile alone: an output sees up to {int((reach.last - reach.first).max()) + 1} pixels, and tiles must lie at multiples of "
-            f"{period}. Take a tile of at least {least + period}, or blend='gaussian' (--blend gaussian)."
+            f"{period}. Take a tile of at least {least + period}, or blend='gaussian' (--blend gaussian; of volumes 'crop')."
         )
     offsets = (*range(0, whole - side, step), whole - side) if whole > side else (0,)
     edges = [min(o + start, length) if o else 0 for o in offsets] + [length]
@@ -119,20 +119,27 @@ def blended_tiling(length: int, tile: int, overlap: float) -> Tiling:
     return Tiling(side, 0, offsets, (*offsets, length))
 
 
-def legal_side(apply: Apply, side: int, channels: int) -> int:
+def cropped_tiling(length: int, tile: int, overlap: float) -> Tiling:
+    """Tiles as `blended_tiling`'s, each of which gives what lies before the middle of its overlap with the next."""
+    tiling = blended_tiling(length, tile, overlap)
+    middles = [(before + tiling.side + after) // 2 for before, after in itertools.pairwise(tiling.offsets)]
+    return tiling._replace(edges=(0, *middles, length))
+
+
+def legal_side(apply: Apply, side: int, channels: int, axes: int = 2) -> int:
     """The smallest side from `side` on that the model takes."""
     refused = None
     for longer in range(side, side + 257):
         try:
-            jax.eval_shape(apply, jax.ShapeDtypeStruct((1, longer, longer, channels), jnp.float32))
+            jax.eval_shape(apply, jax.ShapeDtypeStruct((1, *(longer,) * axes, channels), jnp.float32))
             return longer
         except InputError as error:
             refused = refused or error
     raise InputError(f"tiles: the model takes no side from {side} to {side + 256}. {refused}") from refused
 
 
-def find_reach(apply: Apply, channels: int, tile: int, size: tuple[int, int], modulus: int = REMAINDERS) -> tuple[Reach, Reach]:
-    """Of rows and columns, from the traced model; the period is taken to show in the fields, as a U-Net's does.
+def find_reach(apply: Apply, channels: int, tile: int, size: tuple[int, ...], modulus: int = REMAINDERS) -> tuple[Reach, ...]:
+    """Of rows and columns (and slices, before them), from the traced model; the period is taken to show in the fields, as a U-Net's does.
 
     Args:
       size: of the image. Small ones are traced, of sides that leave the same remainders by `modulus`, since a padding may lie otherwise
@@ -141,31 +148,40 @@ def find_reach(apply: Apply, channels: int, tile: int, size: tuple[int, int], mo
     Raises:
       InputError: no output of a tile is free of the tile's edge, because it sees all of any image or more than the tile.
     """
-    base = legal_side(apply, max(tile // 2, 32), channels)
+    base = legal_side(apply, max(tile // 2, 32), channels, len(size))
     while True:
-        high, wide = (base + (length - base) % modulus for length in size)
-        lines = fields(apply, (1, high, wide, channels))
-        rows, columns = (_regular(lo, hi, side) for (lo, hi), side in zip(lines, (high, wide), strict=True))
-        if rows and columns:
-            periods = math.lcm(len(rows.first), len(columns.first))
+        sides = tuple(base + (length - base) % modulus for length in size)
+        lines = _lines(apply, sides, channels)
+        reach = [_regular(lo, hi, side) for (lo, hi), side in zip(lines, sides, strict=True)]
+        known = tuple(r for r in reach if r is not None)
+        if len(known) == len(reach):
+            periods = math.lcm(*(len(r.first) for r in known))
             if modulus % periods == 0:
-                return rows, columns
+                return known
             modulus = math.lcm(modulus, periods)
             continue
         if base >= 2 * tile:
             break
         base *= 2
     widest = max(int((hi - lo).max()) + 1 for lo, hi in lines)
-    everything = all((hi - lo == side - 1).all() for (lo, hi), side in zip(lines, (high, wide), strict=True))
+    everything = all((hi - lo == side - 1).all() for (lo, hi), side in zip(lines, sides, strict=True))
     why = (
-        f"every output of {high} x {wide} pixels depends on all of them: by an instance or group norm, a global mean or attention, "
-        f"which no tile can give, or by so wide a field, for which tiles of {tile} are too small"
+        f"every output of {' x '.join(map(str, sides))} pixels depends on all of them: by an instance or group norm, a global mean or "
+        f"attention, which no tile can give, or by so wide a field, for which tiles of {tile} are too small"
         if everything
-        else f"outputs depend on up to {widest} of {min(high, wide)} pixels, or do not lie pixel on pixel, so tiles of {tile} are too small"
+        else f"outputs depend on up to {widest} of {min(sides)} pixels, or do not lie pixel on pixel, so tiles of {tile} are too small"
     )
-    raise InputError(
-        f"exact tiles: {why}. Take blend='gaussian' (--blend gaussian), whose seams are an approximation, or predict the image whole."
-    )
+    way = "'gaussian' (--blend gaussian)" if len(size) == 2 else "'crop' (--blend crop)"
+    raise InputError(f"exact tiles: {why}. Take blend={way}, whose seams are an approximation, or predict the image whole.")
+
+
+def _lines(apply: Apply, sides: tuple[int, ...], channels: int) -> tuple[Lines, ...]:
+    """What each output line sees; of volumes axis by axis, the other sides as small as they can be."""
+    if len(sides) == 2:
+        return fields(apply, (1, *sides, channels))
+    least = legal_side(apply, 1, channels, len(sides))
+    shapes = [(1, *(side if k == axis else least for k, side in enumerate(sides)), channels) for axis in range(len(sides))]
+    return tuple(fields(apply, shape)[axis] for axis, shape in enumerate(shapes))
 
 
 def _regular(lo: Int[np.ndarray, " h"], hi: Int[np.ndarray, " h"], side: int) -> Reach | None:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +12,28 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
-from jaxseg.inference.tile_plan import REMAINDERS, Reach, Tiling, blended_tiling, exact_tiling, find_reach, legal_side
+from jaxseg.inference.tile_plan import REMAINDERS, Reach, Tiling, blended_tiling, cropped_tiling, exact_tiling, find_reach, legal_side
 from jaxseg.ops.conv import pixels_counted
 from jaxseg.ops.resize import stretching_noted
 from jaxseg.parallel import AXIS, data_mesh, replicated
 from jaxseg.progress import progress
 from jaxseg.receptive_field import ELEMENTWISE, MOVES
 
-Predict = Callable[[Any, Float[Array, "n h w c"]], Any]
-Blend = Literal["gaussian", "linear"]
+Predict = Callable[[Any, Float[Array, "n *s c"]], Any]
+Blend = Literal["gaussian", "linear", "crop"]
 PANEL = 16
 """Tiles side by side whose weighted sums are kept at a time, however wide the image."""
 
-Place = tuple[int, int, int]
-"""Of a tile: image, row and column."""
+Place = tuple[int, ...]
+"""Of a tile: image, row and column; of volumes the tile's slices before its row."""
 
 Region = tuple[tuple[int | slice, ...], np.ndarray]
 """Where in the logits, and the logits there: `logits[where] = values`."""
 
 
 def tiled(
-    apply: Predict, *, tile: int = 512, batch: int = 4, blend: Blend | None = None, overlap: float = 0.25
-) -> Callable[[Any, Any], Float[np.ndarray, "*n h w k"]]:
+    apply: Predict, *, tile: int = 512, batch: int = 4, blend: Blend | None = None, overlap: float = 0.25, axes: Literal[2, 3] = 2
+) -> Callable[[Any, Any], Float[np.ndarray, "*n k"]]:
     """A function (variables, image [H, W, C] or [N, H, W, C]) -> float32 logits [..., H, W, K], by tiles; the rest as `tiled_regions`.
 
     Keep the function: what it has compiled serves all images, whatever their size, of a model that shrinks its image, and those whose sides
@@ -45,10 +45,10 @@ def tiled(
     >>> bool((tiled(mean, tile=16)((), image) == jax.jit(mean)((), image[None])[0]).all())
     True
     """
-    return assembled(tiled_regions(apply, tile=tile, batch=batch, blend=blend, overlap=overlap))
+    return assembled(tiled_regions(apply, tile=tile, batch=batch, blend=blend, overlap=overlap, axes=axes))
 
 
-def assembled(regions: Callable[..., Iterator[Region]]) -> Callable[[Any, Any], Float[np.ndarray, "*n h w k"]]:
+def assembled(regions: Callable[..., Iterator[Region]]) -> Callable[[Any, Any], Float[np.ndarray, "*n k"]]:
     """A function (variables, image) -> the logits that `regions` gives in parts."""
 
     def predict(variables: Any, image: Any) -> np.ndarray:
@@ -63,15 +63,17 @@ def assembled(regions: Callable[..., Iterator[Region]]) -> Callable[[Any, Any], 
 
 
 def tiled_regions(
-    apply: Predict, *, tile: int = 512, batch: int = 4, blend: Blend | None = None, overlap: float = 0.25
+    apply: Predict, *, tile: int = 512, batch: int = 4, blend: Blend | None = None, overlap: float = 0.25, axes: Literal[2, 3] = 2
 ) -> Callable[..., Iterator[Region]]:
     """A function (variables, image, skip=0) -> the image's logits, region by region, each pixel once.
 
     Without `blend` they are bit for bit those of `jax.jit(apply)` of the whole image, which a model that shrinks its image is given with a
     border by reflection, to its next legal size. (On CPUs models with layers of one or three channels, such as `AttentionUNet`'s gates,
     have been seen to differ in the last bit: XLA rounds such maps by where they end.) How far tiles must overlap is read off the traced
-    model. With `blend` tiles of any padded model overlap by `overlap` and are averaged, most weight at their middle: cheaper, and an
-    approximation.
+    model. With `blend` tiles of any padded model overlap by `overlap` and are averaged, most weight at their middle, or with "crop" give
+    their middles: cheaper, and an approximation.
+
+    Of volumes, with axes=3, the same: [D, H, W, C] or [N, D, H, W, C], in cubes, not averaged, and exact to rounding.
 
     The tiles are computed `batch` at a time on all devices, the last batch filled up. Where memory runs out, half as many at a time.
 
@@ -80,8 +82,10 @@ def tiled_regions(
         would keep the forms chosen for another size.
       tile: the largest side of a tile as the model sees it.
       batch: tiles at a time; rounded up to the devices.
-      blend: None for exact tiles; "gaussian" weights have a deviation of an eighth of the side, "linear" ones are a tent.
+      blend: None for exact tiles; "gaussian" weights have a deviation of an eighth of the side, "linear" ones are a tent; "crop" cuts
+        tiles off in the middle of their overlap.
       overlap: the least share of a tile's side that the next one computes again, with `blend`.
+      axes: of an image, 2 for pictures, 3 for volumes.
 
     Returns:
       a function of `image`: an array, or anything with a shape [H, W, C] or [N, H, W, C] that slices of rows and columns can be read from
@@ -92,11 +96,13 @@ def tiled_regions(
       InputError: exact tiles of a model that cannot have them (a norm over the image, a field larger than the tile), with the reason;
       blending of a model that shrinks its image; an empty image; no memory for a single tile.
     """
-    if tile < 1 or batch < 1 or not 0 <= overlap < 1 or blend not in (None, "gaussian", "linear"):
+    if tile < 1 or batch < 1 or not 0 <= overlap < 1 or blend not in (None, *get_args(Blend)) or axes not in (2, 3):
         raise InputError(
-            f"tiles: got tile={tile}, batch={batch}, blend={blend!r}, overlap={overlap}; required tile and batch from 1, blend None, "
-            "'gaussian' or 'linear', and an overlap from 0 to less than 1."
+            f"tiles: got tile={tile}, batch={batch}, blend={blend!r}, overlap={overlap}, axes={axes}; required tile and batch from 1, "
+            "blend None, 'gaussian', 'linear' or 'crop', an overlap from 0 to less than 1, and 2 or 3 axes."
         )
+    if axes == 3 and blend in ("gaussian", "linear"):
+        raise InputError(f"tiles: got blend={blend!r} of volumes, whose tiles are not averaged. Take blend='crop' (--blend crop), or none.")
     mesh = data_mesh()
     batch = -(-batch // mesh.size) * mesh.size
     known: dict[Any, Any] = {}
@@ -106,75 +112,80 @@ def tiled_regions(
             known[key] = f()
         return known[key]
 
-    def reach_of(f: Callable[[Any], Any], channels: int, forms: tuple[str, ...], size: tuple[int, int]) -> tuple[Reach, Reach]:
+    def reach_of(f: Callable[[Any], Any], channels: int, forms: tuple[str, ...], size: tuple[int, ...]) -> tuple[Reach, ...]:
         """Found once for all sizes that leave the same remainders by the periods, which are known from the first on."""
         modulus = known.get(("periods", channels, forms), REMAINDERS)
-        if (channels, forms, size[0] % modulus, size[1] % modulus) not in known:
-            rows, columns = find_reach(f, channels, tile, size, modulus)
-            known["periods", channels, forms] = modulus = math.lcm(len(rows.first), len(columns.first))
-            known[channels, forms, size[0] % modulus, size[1] % modulus] = rows, columns
-        return known[channels, forms, size[0] % modulus, size[1] % modulus]
+        if (channels, forms, *(n % modulus for n in size)) not in known:
+            reach = find_reach(f, channels, tile, size, modulus)
+            known["periods", channels, forms] = modulus = math.lcm(*(len(r.first) for r in reach))
+            known[channels, forms, *(n % modulus for n in size)] = reach
+        return known[channels, forms, *(n % modulus for n in size)]
 
-    def plan(variables: Any, image: Any) -> tuple[Tiling, Tiling, Predict]:
-        """Of rows and columns, and the compiled model for them."""
-        height, width, channels = image.shape[-3:]
+    def plan(variables: Any, image: Any) -> tuple[tuple[Tiling, ...], Predict]:
+        """Of each axis, and the compiled model for them."""
+        size, channels = tuple(image.shape[-1 - axes : -1]), image.shape[-1]
+        pixels = " x ".join(map(str, size))
         if blend is not None:
-            rows, columns = blended_tiling(height, tile, overlap), blended_tiling(width, tile, overlap)
-            shape = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, tile, tile, channels), jnp.float32)).shape
-            if shape[1:3] != (tile, tile):
+            shape = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, *(tile,) * axes, channels), jnp.float32)).shape
+            if shape[1:-1] != (tile,) * axes:
+                made, given = (" x ".join(map(str, sides)) for sides in (shape[1:-1], (tile,) * axes))
                 raise InputError(
-                    f"tiles: blend={blend!r} of a model that makes {shape[1]} x {shape[2]} of {tile} x {tile} pixels; required is one that "
+                    f"tiles: blend={blend!r} of a model that makes {made} of {given} pixels; required is one that "
                     "pads. Leave blend out: such tiles are exact and overlap by nothing but their margin."
                 )
-            return rows, columns, once("blend", lambda: jax.jit(apply))
+            tiling = cropped_tiling if blend == "crop" else blended_tiling
+            return tuple(tiling(n, tile, overlap) for n in size), once("blend", lambda: jax.jit(apply))
 
         def legal(side: int) -> int:
-            return once((side, channels), lambda: legal_side(lambda x: apply(variables, x), side, channels))
+            return once((side, channels), lambda: legal_side(lambda x: apply(variables, x), side, channels, axes))
 
         # Layers choose their form by the size of what they get. The tiles' must be the whole's, whose size a model that shrinks it decides.
-        whole = legal(height), legal(width)
+        whole = tuple(map(legal, size))
         for _ in range(4):
             forms, counts, stretched = once((channels, whole), lambda whole=whole: _recorded(apply, variables, (1, *whole, channels)))
             as_whole = _replayed(apply, counts)
             # Where the model stretches its maps there are no fields to find, and one tile must do.
-            size = 0 if stretched[0] else whole[0], 0 if stretched[1] else whole[1]
-            reach = reach_of(lambda x, f=as_whole: f(variables, x), channels, forms, size)
+            sides = tuple(0 if s else n for s, n in zip(stretched, whole, strict=True))
+            reach = reach_of(lambda x, f=as_whole: f(variables, x), channels, forms, sides)
             # Where a padded model's image is lower than a tile its tiles are longer: XLA rounds small maps by how many pixels they have.
-            most = [tile if r.shrink else max(tile, tile**2 // other) for r, other in zip(reach, (width, height), strict=True)]
-            rows, columns = (exact_tiling(n, m, r, legal) for n, m, r in zip((height, width), most, reach, strict=True))
-            if any(s and len(axis.offsets) > 1 for s, axis in zip(stretched, (rows, columns), strict=True)):
+            most = [tile if r.shrink else max(tile, tile**axes // (math.prod(size) // n)) for r, n in zip(reach, size, strict=True)]
+            tilings = tuple(exact_tiling(n, m, r, legal) for n, m, r in zip(size, most, reach, strict=True))
+            if any(s and len(axis.offsets) > 1 for s, axis in zip(stretched, tilings, strict=True)):
                 raise InputError(
-                    f"exact tiles: in an image of {height} x {width} pixels the model stretches a coarse map by a factor that is not "
+                    f"exact tiles: in an image of {pixels} pixels the model stretches a coarse map by a factor that is not "
                     "whole, and would stretch that of a tile otherwise. Take blend='gaussian' (--blend gaussian), predict the image whole, "
                     f"or give images of sides that are multiples of {max(len(r.first) for r in reach)}."
                 )
-            if (rows.whole, columns.whole) == whole:
-                kind = channels, rows.side, columns.side, forms
-                shape = (1, rows.side, columns.side, channels)
-                if forms == once(kind, lambda f=as_whole, shape=shape: _recorded(f, variables, shape)[0]):
-                    return rows, columns, once((kind, "step"), lambda f=as_whole: jax.jit(f))
+            if tuple(axis.whole for axis in tilings) == whole:
+                shape = (1, *(axis.side for axis in tilings), channels)
+                if forms == once((shape, forms), lambda f=as_whole, shape=shape: _recorded(f, variables, shape)[0]):
+                    return tilings, once((shape, forms, "step"), lambda f=as_whole: jax.jit(f))
                 break
-            whole = rows.whole, columns.whole
+            whole = tuple(axis.whole for axis in tilings)
         raise InputError(
-            f"exact tiles: for an image of {height} x {width} pixels the model takes sums of other forms than for tiles of {tile}, which "
-            "round differently. Take another tile, or blend='gaussian' (--blend gaussian)."
+            f"exact tiles: for an image of {pixels} pixels the model takes sums of other forms than for tiles of {tile}, which "
+            "round differently. Take another tile, or blend='gaussian' (--blend gaussian; of volumes 'crop')."
         )
 
     def regions(variables: Any, image: Any, skip: int = 0) -> Iterator[Region]:
-        if len(image.shape) not in (3, 4) or 0 in image.shape:
-            raise InputError(f"tiles: got an image of shape {image.shape}; required [H, W, C] or [N, H, W, C] without empty axes.")
-        rows, columns, step = plan(variables, image)
+        if len(image.shape) - axes not in (1, 2) or 0 in image.shape:
+            wanted = "[H, W, C] or [N, H, W, C]" if axes == 2 else "[D, H, W, C] or [N, D, H, W, C]"
+            raise InputError(f"tiles: got an image of shape {image.shape}; required {wanted} without empty axes.")
+        tilings, step = plan(variables, image)
         variables = jax.device_put(variables, replicated(mesh))
-        images, lead = range(math.prod(image.shape[:-3])), len(image.shape) - 3
+        lead = len(image.shape) - 1 - axes
+        images = range(math.prod(image.shape[:lead]))
 
-        def compute(places: list[Place]) -> Float[np.ndarray, "b t t k"]:
-            parts = [_read(image, (n,) * lead, (rows, y), (columns, x)) for n, y, x in places]
+        def compute(places: list[Place]) -> Float[np.ndarray, "b *t k"]:
+            parts = [_read(image, (n,) * lead, *zip(tilings, ks, strict=True)) for n, *ks in places]
             return np.asarray(step(variables, jax.device_put(np.stack(parts), NamedSharding(mesh, PartitionSpec(AXIS)))))
 
-        if blend is None:
-            places = list(itertools.product(images, range(len(rows.offsets)), range(len(columns.offsets))))
+        averaged = blend not in (None, "crop")
+        if not averaged:
+            places = list(itertools.product(images, *(range(len(axis.offsets)) for axis in tilings)))
             panels, todo = [], places[skip:]
         else:
+            rows, columns = tilings
             cuts = itertools.pairwise([*columns.offsets[::PANEL], columns.edges[-1]])
             panels = [Panel(n, *cut, 0) for n, cut in itertools.product(images, cuts)]
             places = _places(panels, rows, columns)
@@ -182,24 +193,24 @@ def tiled_regions(
             panels = [p._replace(band=max(skip - i * bands, 0)) for i, p in enumerate(panels) if skip < (i + 1) * bands]
             todo = _places(panels, rows, columns)
         # One tile an image is the image: nothing is filled up, since XLA rounds maps of some dozens of pixels by how many there are.
-        alone = rows.whole == rows.side and columns.whole == columns.side and not rows.border
+        alone = all(axis.whole == axis.side and not axis.border for axis in tilings)
         at_once = min(batch, -(-len(places) // mesh.size) * mesh.size) if alone else batch
 
         with progress("tiles", len(places), len(places) - len(todo)) as advance:
             computed = _in_batches(compute, todo, at_once, mesh.size, advance)
-            if blend is not None:
-                for n, rows_, columns_, values in _blended(computed, panels, rows, columns, blend):
+            if averaged:
+                for n, rows_, columns_, values in _blended(computed, panels, *tilings, blend):  # type: ignore[arg-type]
                     yield ((n,) * lead + (rows_, columns_)), values
                 return
-            for (n, y, x), values in computed:
-                (top, high), (first, wide) = ((a.edges[k], a.edges[k + 1]) for a, k in ((rows, y), (columns, x)))
-                inner = values[top - rows.offsets[y] : high - rows.offsets[y], first - columns.offsets[x] : wide - columns.offsets[x]]
-                yield ((n,) * lead + (slice(top, high), slice(first, wide))), inner
+            for (n, *ks), values in computed:
+                parts = [(axis.edges[k], axis.edges[k + 1], axis.offsets[k]) for axis, k in zip(tilings, ks, strict=True)]
+                inner = values[tuple(slice(first - offset, end - offset) for first, end, offset in parts)]
+                yield ((n,) * lead + tuple(slice(first, end) for first, end, _ in parts)), inner
 
     return regions
 
 
-def _recorded(apply: Predict, variables: Any, shape: tuple[int, ...]) -> tuple[tuple[str, ...], list[int], tuple[bool, bool]]:
+def _recorded(apply: Predict, variables: Any, shape: tuple[int, ...]) -> tuple[tuple[str, ...], list[int], tuple[bool, ...]]:
     """The sums that `apply` takes for an image of this shape, the pixels by which its layers chose them, and whether it stretches maps."""
     counts, stretched = [], [(False, False)]
 
@@ -210,13 +221,14 @@ def _recorded(apply: Predict, variables: Any, shape: tuple[int, ...]) -> tuple[t
     with pixels_counted(record), stretching_noted(stretched.append):
         # Through a new function: of one that was traced before, JAX would take the old program, and nothing would be heard.
         traced = jax.make_jaxpr(lambda v, x: apply(v, x))(variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return tuple(_sums(traced.jaxpr)), counts, tuple(map(any, zip(*stretched, strict=True)))  # type: ignore[return-value]
+    rows_columns = tuple(map(any, zip(*stretched, strict=True)))
+    return tuple(_sums(traced.jaxpr)), counts, (*(False,) * (len(shape) - 4), *rows_columns)
 
 
 def _replayed(apply: Predict, counts: list[int]) -> Predict:
     """`apply` with the forms that were chosen by these pixels, one layer after the other."""
 
-    def as_whole(variables: Any, image: Float[Array, "n h w c"]) -> Any:
+    def as_whole(variables: Any, image: Float[Array, "n *s c"]) -> Any:
         left = iter(counts)
         with pixels_counted(lambda pixels: next(left, pixels)):
             return apply(variables, image)
@@ -234,7 +246,7 @@ def _sums(jaxpr: Any) -> Iterator[str]:
             yield eqn.primitive.name
 
 
-def _read(image: Any, lead: tuple[int, ...], *places: tuple[Tiling, int]) -> Float[np.ndarray, "t t c"]:
+def _read(image: Any, lead: tuple[int, ...], *places: tuple[Tiling, int]) -> Float[np.ndarray, "*t c"]:
     """A tile: one slice of the image is read, and pixels outside are taken from it by reflection, as often as needed."""
     lines, slices = [], []
     for (axis, k), length in zip(places, image.shape[len(lead) :], strict=False):

@@ -24,7 +24,7 @@ def stretched(image: Any, percentiles: tuple[float, float]) -> Any:
     What lies outside them is kept.
     """
     xp: Any = np if isinstance(image, np.ndarray) else jnp
-    return between(image, *xp.percentile(image, xp.asarray(percentiles, np.float32), (1, 2), keepdims=True))
+    return between(image, *xp.percentile(image, xp.asarray(percentiles, np.float32), tuple(range(1, image.ndim - 1)), keepdims=True))
 
 
 def between(image: Any, low: Any, high: Any) -> Any:
@@ -41,39 +41,39 @@ def check_percentiles(percentiles: tuple[float, float] | None) -> None:
 def predict_whole(
     model: nn.Module,
     variables: Any,
-    image: Float[Array, "n h w c"],
+    image: Float[Array, "n *s c"],
     *,
     mean: Any = 0.0,
     std: Any = 1.0,
     resize: float = 1.0,
     percentiles: tuple[float, float] | None = None,
-) -> Float[Array, "n h w k"]:
-    """Logits [N,H,W,K] for images [N,H,W,C] in 0..1, whatever the size.
+) -> Float[Array, "n *s k"]:
+    """Logits [N,H,W,K] for images [N,H,W,C] in 0..1, whatever the size; of volumes [N,D,H,W,C] likewise.
 
     Unpadded U-Nets get their missing context by reflection at the border (U-Net paper, figure 2). With `resize` != 1 the image is
     resampled by that factor, as in training, and the logits are brought back to H x W bilinearly. With `percentiles` it is first
     `stretched`.
     """
-    n, h, w, _ = image.shape
+    n, size = image.shape[0], image.shape[1:-1]
     if percentiles is not None:
         image = stretched(image, percentiles)
     if resize != 1.0:
-        image = jax.image.resize(image, (n, *resized((h, w), resize), image.shape[-1]), "linear", antialias=True)
-    small_h, small_w = image.shape[1:3]
+        image = jax.image.resize(image, (n, *resized(size, resize), image.shape[-1]), "linear", antialias=True)
+    small = image.shape[1:-1]
     image = standardise(image, mean, std)
     if isinstance(model, UNet) and model.padding == "valid":
         depth = len(model.features) - 1
-        image = jnp.pad(image, [(0, 0), _border(small_h, depth), _border(small_w, depth), (0, 0)], mode="reflect")
+        image = jnp.pad(image, [(0, 0), *(_border(side, depth) for side in small), (0, 0)], mode="reflect")
     logits: Any = model.apply(variables, image)
-    logits = logits[:, :small_h, :small_w]
+    logits = logits[:, *map(slice, small)]
     if resize != 1.0:
-        logits = jax.image.resize(logits, (n, h, w, logits.shape[-1]), "linear")
+        logits = jax.image.resize(logits, (n, *size, logits.shape[-1]), "linear")
     return logits
 
 
-def resized(size: tuple[int, int], factor: float) -> tuple[int, int]:
+def resized(size: tuple[int, ...], factor: float) -> tuple[int, ...]:
     """Height and width after resampling by `factor`, at least one pixel each."""
-    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
+    return tuple(max(round(side * factor), 1) for side in size)
 
 
 def _border(side: int, depth: int) -> tuple[int, int]:

@@ -17,10 +17,9 @@ from safetensors.numpy import save_file
 from jaxseg import run_folder
 from jaxseg.data.listing import DataInfo
 from jaxseg.errors import InputError
-from jaxseg.model_json import info_to_json, model_from_json, model_to_json
+from jaxseg.model_json import model_from_json, model_to_json
 from jaxseg.models import MODELS
 from jaxseg.pictures import default_colours
-from jaxseg.train_state import TrainState
 from jaxseg.weights.files import read_weights
 from jaxseg.weights.layouts import bring_in, channels_and_classes, layout_of, preprocess, table_for, take_out
 
@@ -87,32 +86,16 @@ def import_weights(
     info = DataInfo(layout, tuple(names), channels, default_colours(len(names)), entry.reads)
     with file.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    description = {
-        "jax": jax.__version__,
-        "options": {"layout": layout, "file": file.name, "sha256": sha256},
-        "model": model_to_json(network),
-        "data": info_to_json(info),
-        "data_dir": "",
-        "image_dtype": "uint8",
-        "splits": {"eval": None, "test": "test"},
-        "example_size": list(SIZE),
-        "steps": 0,
-        "preprocess": {"mean": mean, "std": std, "resize": 1.0},
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    whole = unflatten_dict(variables)
-    begun = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=whole["params"],
-        batch_stats=whole.get("batch_stats", {}),
-        opt_state=(),
-        ema=None,
-        rng=jax.random.key_data(jax.random.key(seed)),
+    run_folder.save_run(
+        out,
+        network,
+        unflatten_dict(variables),
+        info,
+        mean=mean,
+        std=std,
+        example_size=SIZE,
+        options={"layout": layout, "file": file.name, "sha256": sha256},
     )
-    stored = run_folder.checkpoints(out)
-    stored.save(begun)
-    stored.close()
-    run_folder.write_description(out, description)
     return network, sorted({path[1] for path in new})
 
 
