@@ -79,14 +79,14 @@ def test_wide_layers_only_are_filtered_so():
         return {"convolution", "dot_general"} & hlo_names(convolve, x, kernel)
 
     x, kernel = jnp.ones((1, 32, 32, 128)), jnp.ones((3, 3, 128, 128))
-    assert names(x, kernel) == {"dot_general"}
+    assert names(x, kernel) == names(x, kernel, rhs_dilation=(4, 2)) == {"dot_general"}
     for image, weight, how in (
         (x[..., :32], kernel[:, :, :32], {}),
         (x[:, :15, :16, :127], kernel[:, :, :127], {}),
         (x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), {}),
         (x, kernel[:2], {}),
         (x, kernel[:, :, :64], {"feature_group_count": 2}),
-        (x, kernel, {"rhs_dilation": (2, 2)}),
+        (x, kernel, {"rhs_dilation": (5, 2)}),
     ):
         assert names(image, weight, **how) == {"convolution"}
 
@@ -177,6 +177,25 @@ def test_pixelwise_narrow_and_small_convolutions_equal_the_convolution_and_its_d
 
     jax.tree.map(_close, *(jax.jit(partial(everything, f))() for f in (ops.conv_general_dilated, jax.lax.conv_general_dilated)))
     assert ops.conv_general_dilated(x[:0], kernel, stride, "SAME", dimension_numbers=DIMENSIONS).shape[0] == 0
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 1), (0, 5)), ((-1, 3), (2, 0))], ids=str)
+@pytest.mark.parametrize(
+    ("size", "channels", "dilation"), [((14, 15), (64, 66), (2, 3)), ((17, 13), (64, 64), (4, 1)), ((9, 8), (129, 128), (2, 3))]
+)
+def test_dilated_convolutions_equal_the_convolution_and_its_derivatives(size, channels, dilation, padding):
+    """By minimal filtering of every so many pixels, and by patches."""
+    x, kernel = random_array(3, *size, channels[0]), random_array(3, 3, *channels, seed=1)
+    dx, dkernel = random_array(*x.shape, seed=2), random_array(*kernel.shape, seed=3)
+
+    def everything(f):
+        f = partial(f, window_strides=(1, 1), padding=padding, rhs_dilation=dilation, dimension_numbers=DIMENSIONS)
+        y, vjp = jax.vjp(f, x, kernel)
+        tangent = jax.jvp(f, (x, kernel), (dx, dkernel))[1]
+        product = jax.jvp(jax.grad(lambda x, k: (f(x, k) ** 3).sum(), (0, 1)), (x, kernel), (dx, dkernel))[1]
+        return y, vjp(y), tangent, product
+
+    jax.tree.map(_close, *(jax.jit(partial(everything, f))() for f in (ops.conv_general_dilated, jax.lax.conv_general_dilated)))
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="these forms are for CPUs")

@@ -59,13 +59,14 @@ def conv_general_dilated(
     """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`: the same values to rounding, faster on CPUs for most layers of
     stride 1.
 
-    Of float32 without groups, stride 1 where not said otherwise, and without dilation; anything else is handed on:
+    Of float32 without groups and stride 1 where not said otherwise; anything else is handed on:
 
     * 3x3, from 64 channels in and out and 256 output pixels in the batch (more where the filters are as much work as they): Winograd's
       F(4x4, 3x3) makes each 4x4 cell of outputs of 36 products instead of 144. An output then holds rounding, or nan, of the whole 6x6
-      inputs of its cell.
-    * From 128 channels, 3x3 with fewer pixels and any size with at most a pixel for four output channels: a product with the patches.
-    * 3x3 with fewer than 32 output channels: the weight gradient is computed with zeros beside them.
+      inputs of its cell. With a dilation of up to 4, each of the images of every so many pixels is convolved so.
+    * From 128 channels, 3x3 (dilated by up to 4) with fewer pixels and any size with at most a pixel for four output channels: a product
+      with the patches.
+    * 3x3 with fewer than 32 output channels, undilated: the weight gradient is computed with zeros beside them.
     * 1x1 without padding, of any stride: a matrix product.
     * One filter a channel, of any size, stride and dilation: a sum of shifted images.
     * Volumes, [N, D, H, W, I], of any stride and dilation: one of the above or a plain convolution of images, the slices that a kernel
@@ -87,14 +88,14 @@ def conv_general_dilated(
             return _depthwise(x, kernel[:, :, 0], stride, edges, holes)
         if dense and kernel.shape[:2] == (1, 1) and not any((top, bottom, left, right)):
             return _pixelwise(x[:, :: stride[0], :: stride[1]], kernel)
-        if dense and stride == holes == (1, 1):
+        if dense and stride == (1, 1):
             i, o = kernel.shape[2:]
             pixels, three = x.shape[0] * h * w, kernel.shape[:2] == (3, 3)
-            if three and min(i, o) >= 64 and counted(pixels) >= max(256, i * o // 256):
-                return _winograd(x, kernel, edges)
-            if min(i, o) >= 128 and (three or counted(pixels) <= o // 4):
-                return _patches(x, kernel, edges)
-            if three and o < NARROW:
+            if three and min(i, o) >= 64 and max(holes) <= 4 and counted(pixels) >= max(256, i * o // 256):
+                return _winograd(x, kernel, edges) if holes == (1, 1) else _every_so_many(x, kernel, edges, holes)
+            if min(i, o) >= 128 and ((three and max(holes) <= 4) or counted(pixels) <= o // 4):
+                return _patches(x, kernel, edges, holes)
+            if three and o < NARROW and holes == (1, 1):
                 return _narrow(x, kernel, edges)
     return lax.conv_general_dilated(
         x, kernel, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision=precision
@@ -151,13 +152,30 @@ def _direct(x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], paddi
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_NHWC)
 
 
-def _patches(x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: Padding) -> Float[Array, "n h2 w2 o"]:
+def _patches(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: Padding, dilation: Sequence[int] = (1, 1)
+) -> Float[Array, "n h2 w2 o"]:
     """One matrix product with the patches side by side: with few pixels the kernel is the work, and it is read as it lies."""
-    n, (kh, kw, i, o) = x.shape[0], kernel.shape
+    n, (kh, kw, i, o), (down, across) = x.shape[0], kernel.shape, dilation
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*edge, 0) for edge in padding), (0, 0, 0)])
-    h, w = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    patches = jnp.concatenate([x[:, a : a + h, b : b + w] for a in range(kh) for b in range(kw)], 3)
+    h, w = x.shape[1] - down * (kh - 1), x.shape[2] - across * (kw - 1)
+    rows, columns = range(0, down * kh, down), range(0, across * kw, across)
+    patches = jnp.concatenate([x[:, a : a + h, b : b + w] for a in rows for b in columns], 3)
     return jnp.matmul(patches.reshape(n * h * w, kh * kw * i), kernel.reshape(kh * kw * i, o)).reshape(n, h, w, o)
+
+
+def _every_so_many(
+    x: Float[Array, "n h w i"], kernel: Float[Array, "3 3 i o"], padding: Padding, dilation: Sequence[int]
+) -> Float[Array, "n h2 w2 o"]:
+    """A dilated convolution sees every so many pixels: they are images of their own, for minimal filtering."""
+    (n, _, _, i), (down, across), o = x.shape, dilation, kernel.shape[3]
+    h, w = (side + sum(edge) - 2 * d for side, edge, d in zip(x.shape[1:3], padding, dilation, strict=True))
+    high, wide = -(-h // down) + 2, -(-w // across) + 2
+    ends = (high * down - x.shape[1] - padding[0][0], wide * across - x.shape[2] - padding[1][0])
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (padding[0][0], ends[0], 0), (padding[1][0], ends[1], 0), (0, 0, 0)])
+    x = x.reshape(n, high, down, wide, across, i).transpose(0, 2, 4, 1, 3, 5).reshape(n * down * across, high, wide, i)
+    y = _winograd(x, kernel, ((0, 0), (0, 0))).reshape(n, down, across, high - 2, wide - 2, o).transpose(0, 3, 1, 4, 2, 5)
+    return y.reshape(n, (high - 2) * down, (wide - 2) * across, o)[:, :h, :w]
 
 
 def _filled_up(x: Array, kernel: Array, padding: Padding) -> Array:
