@@ -90,7 +90,7 @@ def test_recomputation_changes_no_name_value_or_gradient(name):
     rounding = 1e-6 * max(float(abs(a).max()) for a in jax.tree.leaves(want))  # all that a bias before a batch norm gets
     for (path, a), b in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got), strict=True):
         # By its length: computed again, a unit that is all but 0 may fall on the other side of its ReLU.
-        assert np.linalg.norm(b - a) <= 1e-3 * np.linalg.norm(a) + rounding * np.sqrt(a.size), path
+        assert np.linalg.norm(b - a) <= 1e-2 * np.linalg.norm(a) + rounding * np.sqrt(a.size), path
 
 
 @pytest.mark.slow
