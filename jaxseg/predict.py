@@ -170,10 +170,8 @@ def _predict_regions(run: Run, regions: Callable[..., Iterator[Region]], file: P
         raise InputError(f"{file}: --probabilities is not for files that are read by regions. Leave it out, or cut the image.")
     labels, overview = paths
     identity = hashlib.sha256(json.dumps([*options, file_identity(file)], default=str).encode()).hexdigest()
-    with open_regions(file, run.info.channels) as image:
+    with open_regions(file, run.info.channels, volume=run.takes_volumes) as image:
         check_dtype(str(file), image, run)  # type: ignore[arg-type]
-        if run.takes_volumes and sum(n > 1 for n in image.stack) > 1:
-            raise InputError(f"{file}: has stacks of {' x '.join(map(str, image.stack))} images; a volume is one. Give them one by one.")
         percentiles, decode = run.description["preprocess"].get("percentiles"), run.route and run.route.decode
         image = image if percentiles is None else stretched_regions(image, percentiles)
         predict_regions(regions, run.variables, image, labels, overview, colours=run.info.colours, identity=identity, decode=decode)

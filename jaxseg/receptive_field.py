@@ -85,11 +85,15 @@ def fields_of_maps(
 ) -> dict[str, tuple[Lines, ...]]:
     """Those of several maps in one pass: of all layers, where `apply` is `functools.partial(heatmaps.layers(model.apply), variables)`."""
     if len(image_shape) not in (4, 5) or 0 in image_shape:
-        raise InputError(f"receptive_field: got the image shape {image_shape}; required [N, H, W, C] without empty axes.")
+        raise InputError(
+            f"receptive_field: got the image shape {image_shape}; required [N, H, W, C] or [N, D, H, W, C] without empty axes."
+        )
     traced, out = jax.make_jaxpr(apply, return_shape=True)(jax.ShapeDtypeStruct(image_shape, jnp.float32))
     shapes = {name: value.shape for name, value in out.items()}
     if any(len(shape) != len(image_shape) for shape in shapes.values()):
-        raise InputError(f"receptive_field: `apply` gave the shapes {list(shapes.values())}; required one map [N, H, W, K].")
+        raise InputError(
+            f"receptive_field: `apply` gave the shapes {list(shapes.values())}; required maps [N, H, W, K], of volumes [N, D, H, W, K]."
+        )
     size = image_shape[1:-1]
     spatial = range(1, len(size) + 1)
 

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data.listing import DataInfo
@@ -23,6 +24,8 @@ from jaxseg.instances.routes import Route, find_route
 from jaxseg.model_json import check_preprocess, info_from_json, info_to_json, model_from_json, model_to_json, plain
 from jaxseg.train_state import TrainState, begin_with
 
+DTYPES = ("uint8", "uint16", "float32")
+"""That images may have."""
 METRIC = "miou"
 OBJECT_METRIC = "ap50"
 _LIMIT = 1 << 20  # bytes of a run.json
@@ -116,6 +119,8 @@ def described(description: dict[str, Any]) -> tuple[nn.Module, DataInfo, Any]:
         raise InputError(f"the model has {model.num_classes} classes, {of} {required}")
     check_preprocess(description["preprocess"], info.channels)
     size = plain(description["example_size"], tuple[int, int] | tuple[int, int, int], "example_size")
+    if len(size) == 3 and description["preprocess"].get("percentiles") is not None:
+        raise InputError("percentiles are of images, and the model takes volumes")
     if len(size) == 3 and to_objects is not None:
         raise InputError(f"route {to_objects.name} finds objects in images, and the model takes volumes")
     return model, info, jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, info.channels), jnp.float32))
@@ -146,14 +151,14 @@ def read_description(workdir: Path) -> dict[str, Any]:
 
 
 def save_run(
-    folder: Path,
+    folder: str | Path,
     model: nn.Module,
     variables: Mapping[str, Any],
     info: DataInfo,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    example_size: tuple[int, ...],
+    mean: Any,
+    std: Any,
+    example_size: Sequence[int],
     image_dtype: str = "uint8",
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
@@ -169,30 +174,47 @@ def save_run(
       options: kept as they are, for the reader.
 
     Raises:
-      InputError: there is a run in `folder`, or it would not be one: another number of classes, variables of other shapes.
+      InputError: there is a run in `folder`, or it would not be one: another number of classes, variables of other shapes or not finite,
+        options that JSON does not have.
     """
+    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; required is a folder, made when missing. Give another path.")
     if (folder / "run.json").exists() or has_checkpoint(folder):
         raise InputError(f"{folder}: holds a run already, which would be lost. Give another folder, or remove it.")
+    if str(image_dtype) not in DTYPES:
+        raise InputError(f"save_run: got image_dtype={image_dtype!r}; required one of {', '.join(DTYPES)}, of the images' files.")
+    try:
+        preprocess = {"mean": np.ravel(mean), "std": np.ravel(std), "resize": 1.0}
+        parts = {"options": dict(options), "example_size": list(example_size), "data": info_to_json(info), "preprocess": preprocess}
+        parts = json.loads(json.dumps(parts, allow_nan=False, default=lambda value: value.tolist()))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"save_run: {error}; required are what JSON has (finite numbers, texts, lists, dicts) for the options, mean and std, a size "
+            "such as (64, 64), and a DataInfo."
+        ) from error
     description = {
         "jax": jax.__version__,
-        "options": dict(options),
         "model": model_to_json(model),
-        "data": info_to_json(info),
         "data_dir": "",
-        "image_dtype": image_dtype,
+        "image_dtype": str(image_dtype),
         "splits": {"eval": None, "test": "test"},
-        "example_size": [*map(int, example_size)],
         "steps": 0,
-        "preprocess": {"mean": [*map(float, mean)], "std": [*map(float, std)], "resize": 1.0},
+        **parts,
     }
     description = json.loads(json.dumps(description))
+    if len(json.dumps(description, indent=2)) >= _LIMIT:
+        raise InputError(f"save_run: the options make run.json larger than {_LIMIT} bytes. Keep them elsewhere.")
     _, _, like = described(description)
     rng = jax.random.key_data(jax.random.key(0))
     empty = TrainState(jnp.zeros((), jnp.int32), like["params"], like.get("batch_stats", {}), opt_state=(), ema=None, rng=rng)
     begun = begin_with(empty, variables)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(begun.variables)):
+        raise InputError("save_run: the variables hold nan or infinite numbers. Save those from before the training diverged.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made a folder ({error}). Give another path.") from error
     stored = checkpoints(folder)
     stored.save(begun)
     stored.close()

@@ -133,7 +133,7 @@ def test_operators_equal_torch_s_in_values_and_gradients():
 
 @pytest.mark.parametrize("f", [ops.max_pool_3d, lambda x: ops.conv_transpose_3d(x, jnp.zeros((2, 2, 2, 3, 4)))])
 def test_what_is_no_volume_is_refused(f):
-    with pytest.raises(InputError, match=r"required a volume \[N, D, H, W, C\]. Add the missing axes"):
+    with pytest.raises(InputError, match=r"required a volume \[N, D, H, W, C\] with voxels. Add the missing axes"):
         f(jnp.zeros((2, 8, 8, 3)))
     with pytest.raises(InputError, match="int32; required floating point"):
         f(jnp.zeros((2, 4, 8, 8, 3), jnp.int32))

@@ -33,6 +33,9 @@ BAND = 512
 
 TIFF = (".tif", ".tiff")
 
+Guess = Callable[[tuple[int, ...], int, str], str]
+"""(shape, channels, name) -> letters of the axes."""
+
 Chunk = Callable[[int, int, int], Num[np.ndarray, "h w c"]]
 """Of image n, the chunk in row y and column x of its grid."""
 
@@ -118,21 +121,23 @@ def is_zarr(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_regions(path: Path, channels: int) -> Iterator[RegionFile]:
+def open_regions(path: Path, channels: int, *, volume: bool = False) -> Iterator[RegionFile]:
     """The images of a file that `is_region_file`.
 
     Which axis is which is said by TIFF and OME-Zarr. Elsewhere two axes are [H, W], a last axis of `channels`, or of up to 4, is the
     channels', and of grey images another third one is a stack's. All further axes are the stack's. Grey images saved as RGB are taken for
     one channel.
 
+    Where the images are to be one `volume`'s slices, unnamed axes are [D, H, W], of several channels [D, H, W, C].
+
     Raises:
-      InputError: naming the file: damaged, of other axes or channels, chunks missing or too large, a type that is no image's.
+      InputError: naming the file: damaged, of other axes or channels, chunks missing or too large, a type that is no image's; no volume.
     """
     name = str(path)
     opened = _tiff if path.suffix.lower() in TIFF else _zarr if path.is_dir() else _npy
     with contextlib.ExitStack() as stack:
         with damage_named(name):  # of what is done with the images nothing is said
-            axes, sides, dtype, read = stack.enter_context(opened(path, channels))
+            axes, sides, dtype, read = stack.enter_context(opened(path, volume_axes if volume else guessed_axes, channels))
             shape = _sized(axes, sides, name)
         if dtype not in (np.uint8, np.uint16, np.float32):
             raise InputError(f"{name}: pixels are {dtype}; uint8, uint16 or float32 is required: convert the file.")
@@ -154,6 +159,11 @@ def open_regions(path: Path, channels: int) -> Iterator[RegionFile]:
 
         native = np.dtype(dtype).newbyteorder("=")
         images = tuple(n for a, n in zip(axes, sides, strict=True) if a not in "YXCS")
+        if volume and (not images or sum(n > 1 for n in images) > 1 or any(a == "T" and n > 1 for a, n in zip(axes, sides, strict=True))):
+            raise InputError(
+                f"{name}: has the axes {axes} {sides}; the model takes volumes. Give all slices of one, and nothing else, in a TIFF, a "
+                ".npy file or a Zarr."
+            )
         yield RegionFile(name, (*shape[:3], channels), native, images, one)
 
 
@@ -194,23 +204,42 @@ def guessed_axes(shape: tuple[int, ...], channels: int, name: str) -> str:
     return "ZYX"[3 - len(plain) :] + "C" * coloured
 
 
+def volume_axes(shape: tuple[int, ...], channels: int, name: str) -> str:
+    """Letters of a volume's axes that nobody named.
+
+    >>> volume_axes((20, 30, 1), 1, "a"), volume_axes((20, 30, 4, 2), 2, "a")
+    ('ZYX', 'ZYXC')
+    """
+    if channels == 1 and len(shape) == 3:
+        return "ZYX"
+    if len(shape) != 4 or shape[-1] != channels:
+        wanted = "[D, H, W] or [D, H, W, 1]" if channels == 1 else f"[D, H, W, {channels}]"
+        raise InputError(f"{name}: has the shape {shape}; the model takes volumes, {wanted}. Turn the axes, or give one volume.")
+    return "ZYXC"
+
+
 def _sized(axes: str, shape: tuple[int, ...], name: str) -> tuple[int, int, int, int]:
     lead, y, x, c = order(axes, shape, name)
     return math.prod(shape[i] for i in lead), shape[y], shape[x], 1 if c is None else shape[c]
 
 
-def _sliced(array: Any, axes: str, name: str) -> Callable[[int, slice, slice], np.ndarray]:
-    """Reads [h, w, C] out of an array of those axes."""
+def _sliced(array: Any, axes: str, name: str) -> Callable[[int | slice, slice, slice], np.ndarray]:
+    """Reads [h, w, c] of image n out of an array of those axes, or of several images, where but one axis is theirs, [n, h, w, c]."""
     lead, y, x, c = order(axes, array.shape, name)
 
-    def read(n: int, rows: slice, columns: slice) -> np.ndarray:
+    def read(n: int | slice, rows: slice, columns: slice) -> np.ndarray:
         where: list[Any] = [slice(None) if i == c else 0 for i in range(len(axes))]
-        for i, k in zip(lead, np.unravel_index(n, [array.shape[i] for i in lead]) if lead else (), strict=True):
-            where[i] = int(k)
+        several = None
+        if isinstance(n, slice):
+            (several,) = (i for i in lead if array.shape[i] > 1)
+            where[several] = n
+        else:
+            for i, k in zip(lead, np.unravel_index(n, [array.shape[i] for i in lead]) if lead else (), strict=True):
+                where[i] = int(k)
         where[y], where[x] = rows, columns
         part = np.asarray(array[tuple(where)])
-        left = [i for i in range(len(axes)) if i in (y, x, c)]
-        part = part.transpose([left.index(i) for i in (y, x, c) if i is not None])
+        wanted = [i for i in (several, y, x, c) if i is not None]
+        part = part.transpose([sorted(wanted).index(i) for i in wanted])
         return part if c is not None else part[..., None]
 
     return read
@@ -228,15 +257,15 @@ def _mapped(path: Path, map_: Callable[[], Any], axes: str) -> Any:
 
 
 @contextlib.contextmanager
-def _npy(path: Path, channels: int) -> Iterator[Any]:
+def _npy(path: Path, guess: Guess, channels: int) -> Iterator[Any]:
     def map_() -> Any:
         return np.lib.format.open_memmap(path, mode="r")  # refuses objects, which would have to be unpickled
 
-    yield _mapped(path, map_, guessed_axes(map_().shape, channels, str(path)))
+    yield _mapped(path, map_, guess(map_().shape, channels, str(path)))
 
 
 @contextlib.contextmanager
-def _zarr(path: Path, channels: int) -> Iterator[Any]:
+def _zarr(path: Path, guess: Guess, channels: int) -> Iterator[Any]:
     import zarr
 
     name = str(path)
@@ -252,22 +281,29 @@ def _zarr(path: Path, channels: int) -> Iterator[Any]:
             raise InputError(f"{name}: a Zarr group without OME-Zarr's multiscales. Give the folder of one array.") from error
     if not isinstance(node, zarr.Array):
         raise InputError(f"{name}: OME-Zarr's first data set is a {type(node).__name__}; required is an array.")
-    axes = axes or guessed_axes(node.shape, channels, name)
+    axes = axes or guess(node.shape, channels, name)
     if len(axes) != node.ndim:
         raise InputError(f"{name}: names the axes {axes}, its array has the shape {node.shape}. Repair the metadata.")
     stored = node.shards or node.chunks
     _check_chunk(math.prod(stored) * node.dtype.itemsize, stored, name)
     _check_chunks_there(path / node.path, node, [-(-n // c) for n, c in zip(node.shape, stored, strict=True)], name)
-    _, y, x, _ = order(axes, node.shape, name)
+    lead, y, x, _ = order(axes, node.shape, name)
     whole, (_, height, width, _) = _sliced(node, axes, name), _sized(axes, node.shape, name)
-    high, wide = node.chunks[y], node.chunks[x]
+    high, wide, size = node.chunks[y], node.chunks[x], math.prod(node.chunks) * node.dtype.itemsize
+    several = [i for i in lead if node.shape[i] > 1]
+    deep = node.chunks[several[0]] if len(several) == 1 else 1
 
-    def chunk(n: int, row: int, column: int) -> np.ndarray:
+    @functools.lru_cache(max(CHUNK_BYTES // size, 1))
+    def block(first: int, row: int, column: int) -> np.ndarray:
+        """The images of a chunk, which is decoded once for all of them."""
         rows, columns = (slice(k * s, min((k + 1) * s, m)) for k, s, m in ((row, high, height), (column, wide, width)))
-        part = whole(n, rows, columns)
+        part = whole(slice(first, first + deep) if deep > 1 else first, rows, columns)
         return part.astype(part.dtype.newbyteorder("="), copy=False)
 
-    read = _assembled(chunk, (high, wide), math.prod(node.chunks) * node.dtype.itemsize)
+    def chunk(n: int, row: int, column: int) -> np.ndarray:
+        return block(n - n % deep, row, column)[n % deep] if deep > 1 else block(n, row, column)
+
+    read = _assembled(chunk, (high, wide), CHUNK_BYTES)  # one, since blocks are kept
     yield axes, node.shape, node.dtype.newbyteorder("="), read
 
 
@@ -289,7 +325,7 @@ def _check_chunks_there(folder: Path, array: Any, grid: list[int], name: str) ->
 
 
 @contextlib.contextmanager
-def _tiff(path: Path, channels: int) -> Iterator[Any]:
+def _tiff(path: Path, guess: Guess, channels: int) -> Iterator[Any]:
     name = str(path)
     with tifffile.TiffFile(path) as file:
         series, page = file.series[0], file.series[0].keyframe

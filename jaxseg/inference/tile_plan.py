@@ -107,12 +107,14 @@ def _largest(tile: int, legal: Callable[[int], int]) -> int:
     return side
 
 
-def blended_tiling(length: int, tile: int, overlap: float) -> Tiling:
-    """Tiles that share `overlap` of their side or more with the next, at multiples of 32, most models' strides (fewer of small tiles).
+def blended_tiling(length: int, tile: int, overlap: float, part: int = 8) -> Tiling:
+    """Tiles that share `overlap` of their side or more with the next, at multiples of 32, most models' strides.
+
+    Small tiles lie at multiples of the power of two below tile / `part`.
 
     Their side is the largest up to `tile` at which the last one ends where the image does.
     """
-    period = min(1 << max((tile // 8).bit_length() - 1, 0), 32)
+    period = min(1 << max((tile // part).bit_length() - 1, 0), 32)
     side = length - max(-(-(length - tile) // period), 0) * period
     step = max(int(side * (1 - overlap)) // period, 1) * period
     offsets = (*range(0, length - side, step), length - side)
@@ -121,7 +123,7 @@ def blended_tiling(length: int, tile: int, overlap: float) -> Tiling:
 
 def cropped_tiling(length: int, tile: int, overlap: float) -> Tiling:
     """Tiles as `blended_tiling`'s, each of which gives what lies before the middle of its overlap with the next."""
-    tiling = blended_tiling(length, tile, overlap)
+    tiling = blended_tiling(length, tile, overlap, part=4)
     middles = [(before + tiling.side + after) // 2 for before, after in itertools.pairwise(tiling.offsets)]
     return tiling._replace(edges=(0, *middles, length))
 
@@ -171,8 +173,8 @@ def find_reach(apply: Apply, channels: int, tile: int, size: tuple[int, ...], mo
         if everything
         else f"outputs depend on up to {widest} of {min(sides)} pixels, or do not lie pixel on pixel, so tiles of {tile} are too small"
     )
-    way = "'gaussian' (--blend gaussian)" if len(size) == 2 else "'crop' (--blend crop)"
-    raise InputError(f"exact tiles: {why}. Take blend={way}, whose seams are an approximation, or predict the image whole.")
+    blend, whole = ("gaussian", "predict the image whole") if len(size) == 2 else ("crop", "a tile that holds the whole volume")
+    raise InputError(f"exact tiles: {why}. Take blend='{blend}' (--blend {blend}), whose seams are an approximation, or {whole}.")
 
 
 def _lines(apply: Apply, sides: tuple[int, ...], channels: int) -> tuple[Lines, ...]:

@@ -139,6 +139,9 @@ def tiled_regions(
         def legal(side: int) -> int:
             return once((side, channels), lambda: legal_side(lambda x: apply(variables, x), side, channels, axes))
 
+        if max(size) <= tile and _pads(apply, variables, (1, *size, channels)):  # one tile is the image: no field is asked for
+            return tuple(Tiling(n, 0, (0,), (0, n)) for n in size), once("whole", lambda: jax.jit(apply))
+
         # Layers choose their form by the size of what they get. The tiles' must be the whole's, whose size a model that shrinks it decides.
         whole = tuple(map(legal, size))
         for _ in range(4):
@@ -208,6 +211,14 @@ def tiled_regions(
                 yield ((n,) * lead + tuple(slice(first, end) for first, end, _ in parts)), inner
 
     return regions
+
+
+def _pads(apply: Predict, variables: Any, shape: tuple[int, ...]) -> bool:
+    """Whether the model takes images of this shape and gives a logit for every pixel."""
+    try:
+        return jax.eval_shape(apply, variables, jax.ShapeDtypeStruct(shape, jnp.float32)).shape[:-1] == shape[:-1]
+    except InputError:
+        return False
 
 
 def _recorded(apply: Predict, variables: Any, shape: tuple[int, ...]) -> tuple[tuple[str, ...], list[int], tuple[bool, ...]]:

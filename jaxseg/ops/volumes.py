@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 from jaxseg.errors import InputError
 from jaxseg.ops.conv_transpose import conv_transpose
 from jaxseg.ops.pooling import max_pool
+from jaxseg.ops.shapes import need_floats
 
 
 def max_pool_3d(x: Float[Array, "n d h w c"]) -> Float[Array, "n d2 h2 w2 c"]:
@@ -37,10 +38,10 @@ def conv_transpose_3d(x: Float[Array, "n d h w i"], kernel: Float[Array, "kd kh 
     Source: torch.nn.ConvTranspose3d(I, O, k, stride=k).
     """
     _need_volume("conv_transpose_3d", x)
-    if kernel.ndim != 5 or kernel.shape[3] != x.shape[-1]:
+    if kernel.ndim != 5 or kernel.shape[3] != x.shape[-1] or 0 in kernel.shape[:3]:
         raise InputError(
-            f"conv_transpose_3d: got a kernel of shape {kernel.shape} for input {x.shape}; required [kd, kh, kw, {x.shape[-1]}, O]. "
-            "Bring a torch weight [I, O, kd, kh, kw] into this order by transpose(2, 3, 4, 0, 1)."
+            f"conv_transpose_3d: got a kernel of shape {kernel.shape} for input {x.shape}; required [kd, kh, kw, {x.shape[-1]}, O] "
+            "of one tap or more. Bring a torch weight [I, O, kd, kh, kw] into this order by transpose(2, 3, 4, 0, 1)."
         )
     r, *cell, c, f = kernel.shape
     # The cell's slices are channels until its rows and columns are in place.
@@ -50,5 +51,6 @@ def conv_transpose_3d(x: Float[Array, "n d h w i"], kernel: Float[Array, "kd kh 
 
 
 def _need_volume(who: str, x: Array) -> None:
-    if x.ndim != 5:
-        raise InputError(f"{who}: got shape {x.shape}; required a volume [N, D, H, W, C]. Add the missing axes.")
+    if x.ndim != 5 or 0 in x.shape[1:4]:
+        raise InputError(f"{who}: got shape {x.shape}; required a volume [N, D, H, W, C] with voxels. Add the missing axes.")
+    need_floats(who, x.dtype)
