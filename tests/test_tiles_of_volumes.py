@@ -114,3 +114,14 @@ def test_the_reach_of_each_axis_is_that_of_the_same_net_for_images():
     for axis in reach:
         np.testing.assert_array_equal(axis.first, row.first)
         np.testing.assert_array_equal(axis.last, column.last)
+
+
+@pytest.mark.parametrize("model", [UNet(2, (64, 64), padding="same"), NNUNet(2, (4, 6), strides=(1, 2))])
+def test_pictures_that_fit_in_one_tile_are_the_whole_s_bit_for_bit(model):
+    """Several at a time, of which layers would otherwise choose other forms than of one."""
+    pictures = _volume(4, 12, 20, 3)
+    variables = random_variables(model, pictures)
+    whole = jax.jit(model.apply)
+    logits = tiled(model.apply, tile=32)(variables, pictures)
+    for picture, found in zip(pictures, logits, strict=True):
+        np.testing.assert_array_equal(found, whole(variables, picture[None])[0])

@@ -121,8 +121,8 @@ def tiled_regions(
             known[channels, forms, *(n % modulus for n in size)] = reach
         return known[channels, forms, *(n % modulus for n in size)]
 
-    def plan(variables: Any, image: Any) -> tuple[tuple[Tiling, ...], Predict]:
-        """Of each axis, and the compiled model for them."""
+    def plan(variables: Any, image: Any) -> tuple[tuple[Tiling, ...], Predict, int]:
+        """Of each axis, the compiled model for them, and how many it may be given at a time."""
         size, channels = tuple(image.shape[-1 - axes : -1]), image.shape[-1]
         pixels = " x ".join(map(str, size))
         if blend is not None:
@@ -134,13 +134,10 @@ def tiled_regions(
                     "pads. Leave blend out: such tiles are exact and overlap by nothing but their margin."
                 )
             tiling = cropped_tiling if blend == "crop" else blended_tiling
-            return tuple(tiling(n, tile, overlap) for n in size), once("blend", lambda: jax.jit(apply))
+            return tuple(tiling(n, tile, overlap) for n in size), once("blend", lambda: jax.jit(apply)), batch
 
         def legal(side: int) -> int:
             return once((side, channels), lambda: legal_side(lambda x: apply(variables, x), side, channels, axes))
-
-        if max(size) <= tile and _pads(apply, variables, (1, *size, channels)):  # one tile is the image: no field is asked for
-            return tuple(Tiling(n, 0, (0,), (0, n)) for n in size), once("whole", lambda: jax.jit(apply))
 
         # Layers choose their form by the size of what they get. The tiles' must be the whole's, whose size a model that shrinks it decides.
         whole = tuple(map(legal, size))
@@ -149,7 +146,16 @@ def tiled_regions(
             as_whole = _replayed(apply, counts)
             # Where the model stretches its maps there are no fields to find, and one tile must do.
             sides = tuple(0 if s else n for s, n in zip(stretched, whole, strict=True))
-            reach = reach_of(lambda x, f=as_whole: f(variables, x), channels, forms, sides)
+            if (alone := (size, channels, "alone")) in known:
+                return known[alone]
+            try:
+                reach = reach_of(lambda x, f=as_whole: f(variables, x), channels, forms, sides)
+            except InputError:
+                if max(size) > tile or not _pads(apply, variables, (1, *size, channels)):
+                    raise
+                # One tile is the image, whatever it sees.
+                known[alone] = tuple(Tiling(n, 0, (0,), (0, n)) for n in size), jax.jit(as_whole), mesh.size
+                return known[alone]
             # Where a padded model's image is lower than a tile its tiles are longer: XLA rounds small maps by how many pixels they have.
             most = [tile if r.shrink else max(tile, tile**axes // (math.prod(size) // n)) for r, n in zip(reach, size, strict=True)]
             tilings = tuple(exact_tiling(n, m, r, legal) for n, m, r in zip(size, most, reach, strict=True))
@@ -162,7 +168,7 @@ def tiled_regions(
             if tuple(axis.whole for axis in tilings) == whole:
                 shape = (1, *(axis.side for axis in tilings), channels)
                 if forms == once((shape, forms), lambda f=as_whole, shape=shape: _recorded(f, variables, shape)[0]):
-                    return tilings, once((shape, forms, "step"), lambda f=as_whole: jax.jit(f))
+                    return tilings, once((shape, forms, "step"), lambda f=as_whole: jax.jit(f)), batch
                 break
             whole = tuple(axis.whole for axis in tilings)
         raise InputError(
@@ -174,7 +180,7 @@ def tiled_regions(
         if len(image.shape) - axes not in (1, 2) or 0 in image.shape:
             wanted = "[H, W, C] or [N, H, W, C]" if axes == 2 else "[D, H, W, C] or [N, D, H, W, C]"
             raise InputError(f"tiles: got an image of shape {image.shape}; required {wanted} without empty axes.")
-        tilings, step = plan(variables, image)
+        tilings, step, most = plan(variables, image)
         variables = jax.device_put(variables, replicated(mesh))
         lead = len(image.shape) - 1 - axes
         images = range(math.prod(image.shape[:lead]))
@@ -197,7 +203,7 @@ def tiled_regions(
             todo = _places(panels, rows, columns)
         # One tile an image is the image: nothing is filled up, since XLA rounds maps of some dozens of pixels by how many there are.
         alone = all(axis.whole == axis.side and not axis.border for axis in tilings)
-        at_once = min(batch, -(-len(places) // mesh.size) * mesh.size) if alone else batch
+        at_once = min(most, -(-len(places) // mesh.size) * mesh.size) if alone else most
 
         with progress("tiles", len(places), len(places) - len(todo)) as advance:
             computed = _in_batches(compute, todo, at_once, mesh.size, advance)
