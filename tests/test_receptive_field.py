@@ -203,7 +203,7 @@ def test_upsampling_has_a_fraction_as_stride():
         (lambda x: lax.cumsum(x, 1), "`apply` uses cumsum"),
         (lambda x: jnp.pad(x, ((0, 0), (3, 2), (0, 0), (0, 0))), "5 of 21 output lines depend on no pixel"),
         (lambda x: 0 * jnp.ones((1, 4, 4, 1)), "4 of 4 output lines depend on no pixel"),
-        (lambda x: x[0], "required one map [N, H, W, K]"),
+        (lambda x: x[0], "required maps [N, H, W, K]"),
     ],
 )
 def test_what_cannot_be_told_is_an_error(apply, words):

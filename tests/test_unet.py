@@ -95,7 +95,7 @@ def test_logits_have_the_stated_size_at_every_legal_size(depth):
         ((1, 572, 696, 1), "a side of 696 is illegal. The nearest legal sizes are 684 and 700"),
         ((1, 570, 572, 1), "a side of 570 is illegal. The nearest legal sizes are 556 and 572"),
         ((1, 100, 188, 1), "a side of 100 is illegal. The nearest legal sizes are 188 (the smallest)"),
-        ((572, 572, 1), "got an image of shape (572, 572, 1); required [N, H, W, C]. Add the missing axes"),
+        ((572, 572, 1), "got an image of shape (572, 572, 1); required [N, H, W, C] or [N, D, H, W, C]. Add the missing axes"),
     ],
 )
 def test_the_error_for_an_illegal_size_names_the_nearest_legal_ones(shape, words):
