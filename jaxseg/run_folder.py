@@ -178,33 +178,31 @@ def save_run(
         options that JSON does not have.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; required is a folder, made when missing. Give another path.")
-    if (folder / "run.json").exists() or has_checkpoint(folder):
-        raise InputError(f"{folder}: holds a run already, which would be lost. Give another folder, or remove it.")
+    need_new(folder, str(folder))
     if str(image_dtype) not in DTYPES:
         raise InputError(f"save_run: got image_dtype={image_dtype!r}; required one of {', '.join(DTYPES)}, of the images' files.")
     try:
-        preprocess = {"mean": np.ravel(mean), "std": np.ravel(std), "resize": 1.0}
-        parts = {"options": dict(options), "example_size": list(example_size), "data": info_to_json(info), "preprocess": preprocess}
-        parts = json.loads(json.dumps(parts, allow_nan=False, default=lambda value: value.tolist()))
+        description = {
+            "jax": jax.__version__,
+            "options": dict(options),
+            "model": model_to_json(model),
+            "data": info_to_json(info),
+            "data_dir": "",
+            "image_dtype": str(image_dtype),
+            "splits": {"eval": None, "test": "test"},
+            "example_size": list(example_size),
+            "steps": 0,
+            "preprocess": {"mean": np.ravel(mean), "std": np.ravel(std), "resize": 1.0},
+        }
+        text = json.dumps(description, indent=2, allow_nan=False, default=lambda value: value.tolist())
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"save_run: {error}; required are what JSON has (finite numbers, texts, lists, dicts) for the options, mean and std, a size "
             "such as (64, 64), and a DataInfo."
         ) from error
-    description = {
-        "jax": jax.__version__,
-        "model": model_to_json(model),
-        "data_dir": "",
-        "image_dtype": str(image_dtype),
-        "splits": {"eval": None, "test": "test"},
-        "steps": 0,
-        **parts,
-    }
-    description = json.loads(json.dumps(description))
-    if len(json.dumps(description, indent=2)) >= _LIMIT:
+    if len(text) >= _LIMIT:
         raise InputError(f"save_run: the options make run.json larger than {_LIMIT} bytes. Keep them elsewhere.")
+    description = json.loads(text)
     _, _, like = described(description)
     rng = jax.random.key_data(jax.random.key(0))
     empty = TrainState(jnp.zeros((), jnp.int32), like["params"], like.get("batch_stats", {}), opt_state=(), ema=None, rng=rng)
@@ -219,6 +217,14 @@ def save_run(
     stored.save(begun)
     stored.close()
     write_description(folder, description)
+
+
+def need_new(folder: Path, who: str) -> None:
+    """Raises InputError where `folder` is a file or holds a run."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{who}: is a file; required is a folder, made when missing. Give another path.")
+    if (folder / "run.json").exists() or has_checkpoint(folder):
+        raise InputError(f"{who}: holds a run already, which would be lost. Give another folder, or remove it.")
 
 
 def write_description(workdir: Path, description: dict[str, Any]) -> None:

@@ -39,8 +39,7 @@ class TransposedConv(nn.Module):
         kernel = self.param("kernel", _he_in_channels, (*(r,) * (x.ndim - 2), c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        conv_transpose = ops.conv_transpose if x.ndim == 4 else ops.conv_transpose_3d
-        return conv_transpose(x, kernel) + bias
+        return up_convolution(x, kernel) + bias
 
 
 class OverlapTransposedConv(nn.Module):
@@ -215,6 +214,11 @@ UPSAMPLERS = {
     "carafe": Carafe,
     "max_unpool": MaxUnpool,
 }
+
+
+def up_convolution(x: Float[Array, "n *s c"], kernel: Float[Array, "*r c f"]) -> Float[Array, "n *rs f"]:
+    """Transposed convolution whose stride is the kernel's size, of images or volumes."""
+    return ops.conv_transpose(x, kernel) if x.ndim == 4 else ops.conv_transpose_3d(x, kernel)
 
 
 def center_crop(x: Float[Array, "n *s c"], *size: int) -> Float[Array, "n *size c"]:

@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from random_variables import random_variables
 
+from jaxseg.upsample import center_crop
 from jaxseg.weights.table import to_torch
 
 
@@ -26,6 +27,37 @@ def check_one_compilation(model, image):
     assert np.any(np.asarray(apply(variables, image + 1)) != first)
     np.testing.assert_array_equal(apply(jax.tree.map(jnp.asarray, variables), jnp.asarray(image)), first)
     assert len(traces) == 1
+
+
+def check_the_unet_s_skip(model, level, image):
+    """The skip of this level is the encoder's map, cropped, and reaches the logits; of images and volumes."""
+    variables, width = random_variables(model, image), model.features[level]
+
+    @jax.jit
+    def apply(variables, image, factor):
+        """Logits with the skip multiplied by `factor`; what the decoder got; what the encoder made."""
+        got = {}
+
+        def scale_skip(call, args, kwargs, context):
+            if context.module.name == f"up{level}_conv1":
+                skip, up = args[0][..., :width], args[0][..., width:]
+                got["skip"] = skip
+                args = (jnp.concatenate([factor * skip, up], axis=-1),)
+            out = call(*args, **kwargs)
+            if context.module.name == f"down{level}_conv2":
+                got["encoder"] = nn.relu(out)
+            return out
+
+        with nn.intercept_methods(scale_skip):
+            logits = model.apply(variables, image)
+        return logits, got["skip"], center_crop(got["encoder"], *got["skip"].shape[1:-1])
+
+    logits, skip, encoder = apply(variables, image, 1.0)
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, image), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(skip, encoder)
+    assert np.any(np.asarray(skip) > 0)
+    without, _, _ = apply(variables, image, 0.0)
+    assert np.max(np.abs(np.asarray(logits) - without)) > 1e-3 * np.max(np.abs(logits))
 
 
 def check_first_channels_are_skips(model, image, levels):

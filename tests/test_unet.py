@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from model_laws import check_one_compilation
+from model_laws import check_one_compilation, check_the_unet_s_skip
 from random_variables import random_variables
 
 from jaxseg.errors import InputError
@@ -116,36 +116,7 @@ def test_the_error_for_a_wrong_field_names_the_right_ones(wrong):
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("level", [0, 1])
 def test_each_skip_is_the_encoders_map_and_reaches_the_logits(padding, level):
-    model = Tiny(padding=padding)
-    image = _image(1, *((TINY, TINY) if padding == "valid" else (13, 18)), 2)
-    variables = random_variables(model, image)
-    width = model.features[level]
-
-    @jax.jit
-    def apply(variables, image, factor):
-        """Logits with one skip multiplied by `factor`; what the decoder got; what the encoder made."""
-        got = {}
-
-        def scale_skip(call, args, kwargs, context):
-            if context.module.name == f"up{level}_conv1":
-                skip, up = args[0][..., :width], args[0][..., width:]
-                got["skip"] = skip
-                args = (jnp.concatenate([factor * skip, up], axis=-1),)
-            out = call(*args, **kwargs)
-            if context.module.name == f"down{level}_conv2":
-                got["encoder"] = nn.relu(out)
-            return out
-
-        with nn.intercept_methods(scale_skip):
-            logits = model.apply(variables, image)
-        return logits, got["skip"], center_crop(got["encoder"], *got["skip"].shape[1:3])
-
-    logits, skip, encoder = apply(variables, image, 1.0)
-    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, image), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(skip, encoder)
-    assert np.any(np.asarray(skip) > 0)
-    without, _, _ = apply(variables, image, 0.0)
-    assert np.max(np.abs(np.asarray(logits) - without)) > 1e-3 * np.max(np.abs(logits))
+    check_the_unet_s_skip(Tiny(padding=padding), level, _image(1, *((TINY, TINY) if padding == "valid" else (13, 18)), 2))
 
 
 def test_every_parameter_is_reached_and_the_gradients_are_finite():

@@ -4,12 +4,12 @@ import importlib.util
 import itertools
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from model_laws import check_the_unet_s_skip
 from op_laws import forward_and_backward
 from random_variables import random_variables
 
@@ -17,7 +17,7 @@ from jaxseg import ops
 from jaxseg.errors import InputError
 from jaxseg.models import UNet
 from jaxseg.models.unet import margin
-from jaxseg.upsample import UPSAMPLERS, NearestConv, center_crop
+from jaxseg.upsample import UPSAMPLERS, NearestConv
 
 Tiny = partial(UNet, num_classes=3, features=(3, 4, 5))
 TINY = 44  # its smallest legal side that leaves 4 pixels
@@ -218,32 +218,8 @@ def test_padded_convolutions_take_volumes_of_any_size(size):
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("level", [0, 1])
-def test_each_skip_reaches_the_logits(padding, level):
-    model = Tiny(padding=padding)
-    volume = _volume(1, *((TINY,) * 3 if padding == "valid" else (5, 9, 6)), 1)
-    variables = random_variables(model, volume)
-    width = model.features[level]
-
-    @jax.jit
-    def apply(factor):
-        found = {}
-
-        def scale_skip(call, args, kwargs, context):
-            if context.module.name == f"up{level}_conv1":
-                found["skip"] = args[0][..., :width]
-                args = (jnp.concatenate([factor * found["skip"], args[0][..., width:]], axis=-1),)
-            out = call(*args, **kwargs)
-            if context.module.name == f"down{level}_conv2":
-                found["encoder"] = nn.relu(out)
-            return out
-
-        with nn.intercept_methods(scale_skip):
-            logits = model.apply(variables, volume)
-        return logits, found["skip"], center_crop(found["encoder"], *found["skip"].shape[1:-1])
-
-    logits, skip, encoder = apply(1.0)
-    np.testing.assert_array_equal(skip, encoder)
-    assert np.max(np.abs(np.asarray(logits) - apply(0.0)[0])) > 1e-3 * np.max(np.abs(logits))
+def test_each_skip_is_the_encoders_map_and_reaches_the_logits(padding, level):
+    check_the_unet_s_skip(Tiny(padding=padding), level, _volume(1, *((TINY,) * 3 if padding == "valid" else (5, 9, 6)), 1))
 
 
 def test_turning_a_volume_turns_its_logits():

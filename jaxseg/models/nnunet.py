@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxseg import ops
 from jaxseg.errors import InputError
 from jaxseg.models.layers import recomputed
-from jaxseg.upsample import he_normal
+from jaxseg.upsample import he_normal, up_convolution
 
 Axes = tuple[int, ...]
 """A number for each spatial axis."""
@@ -169,5 +169,4 @@ class UpConv(nn.Module):
         kernel = self.param("kernel", init, (*self.stride, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        conv_transpose = ops.conv_transpose if x.ndim == 4 else ops.conv_transpose_3d
-        return conv_transpose(x, kernel) + bias
+        return up_convolution(x, kernel) + bias

@@ -60,10 +60,7 @@ def import_weights(
       InputError: an argument is out of its range, there is a run in `out`, or what is wrong with the file. Nothing is written then.
     """
     entry = layout_of(layout)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; required is a folder, made when missing. Give another path.")
-    if (out / "run.json").exists() or run_folder.has_checkpoint(out):
-        raise InputError(f"--out {out}: holds a run already, which would be lost. Give another folder, or remove it.")
+    run_folder.need_new(out, f"--out {out}")
     kind = model or next(iter(entry.models))
     if kind not in entry.models:
         raise InputError(f"--model {kind}: {layout} becomes {' or '.join(entry.models)}. Choose one of them.")
