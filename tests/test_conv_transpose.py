@@ -52,7 +52,7 @@ def test_conv_transpose_equals_lax(r):
 @contextlib.contextmanager
 def as_if_large():
     """Small images take the ways of large ones."""
-    with mock.patch.multiple(sys.modules["jaxseg.ops.conv_transpose"], MANY=0, COPIED=0):
+    with mock.patch.multiple(sys.modules["jaxseg.ops.conv_transpose"], MANY=0, PAINTED=0, COPIED=1):
         yield
 
 
@@ -105,6 +105,19 @@ def test_conv_transpose_equals_torch_in_value_and_gradients(configuration):
         _equals_torch(*configuration)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+@pytest.mark.parametrize(("k", "s", "p", "q"), [(3, 2, 1, 1), (4, 2, 1, 0), (5, 3, 0, 2), (3, 4, 0, 0), (9, 2, 4, 1)])
+def test_a_weight_gradient_is_the_same_in_parts_of_any_rows(k, s, p, q, rows):
+    x, kernel = random_array(2, 7, 3, 4), random_array(k, k, 4, 5, seed=1)
+    values = 2 * 7 * 3 * k * k * 5
+    with mock.patch.object(sys.modules["jaxseg.ops.conv_transpose"], "COPIED", -(-values * rows // 7)):
+        y, vjp = jax.vjp(lambda w: ops.conv_transpose(x, w, s, p, q), kernel)
+    dy = random_array(*y.shape, seed=2)
+    with as_if_gpu():
+        expected = jax.vjp(lambda w: ops.conv_transpose(x, w, s, p, q), kernel)[1](dy)[0]
+    np.testing.assert_allclose(vjp(dy)[0], expected, rtol=1e-4, atol=1e-4)
+
+
 @needs_torch
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(20))
@@ -137,14 +150,16 @@ WAYS = {
     "groups": ((3, 3, 4, 2), {"stride": 2, "dilation": 2, "groups": 2}),
     "large sub-pixel": ((5, 5, 2, 2), {"stride": 4, "padding": 1}),
     "phases": ((3, 4, 2, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
+    "painted": ((3, 3, 2, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
     "cells of other backends": ((3, 3, 2, 2), {}),
+    "sub-pixel of other backends": ((5, 5, 2, 2), {"stride": 4, "padding": 1}),
 }
 
 
 @pytest.fixture
 def way(request):
-    other = {"large sub-pixel": as_if_large, "phases": as_if_large, "cells of other backends": as_if_gpu}
-    with other.get(request.param, contextlib.nullcontext)():
+    other = {"phases": as_if_large, "large sub-pixel": as_if_large}
+    with as_if_gpu() if "other backends" in request.param else other.get(request.param, contextlib.nullcontext)():
         yield request.param
 
 

@@ -7,6 +7,7 @@ product or the weight gradient of a strided convolution. Each form is made of or
 higher derivatives and shard_map work, which a `custom_vjp` or a primitive of our own would forbid.
 """
 
+import functools
 import math
 import operator
 from typing import Any, Literal, NamedTuple
@@ -25,8 +26,10 @@ Pair = tuple[int, int]
 Edges = tuple[Pair, Pair]
 MANY = 8192
 """Pixels of a batch from which a convolution for each phase pays. Measured on CPUs."""
-COPIED = 1 << 22
-"""Values of the cotangent that may be copied for a weight gradient. Measured on CPUs: more than 32 MiB are new pages at every step."""
+PAINTED = 1 << 23
+"""Values that may be held where all taps are one product, until they are added up. Measured on CPUs."""
+COPIED = 1 << 20
+"""Values of the cotangent that are copied at a time for a weight gradient, or up to twice as many if these are all. Measured on CPUs."""
 
 
 def conv_transpose(
@@ -231,6 +234,24 @@ def _by_phase(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
     return y.reshape(x.shape[0], counts[0] * sh, counts[1] * sw, kernel.shape[3])[:, : size[0], : size[1]]
 
 
+def _painted(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
+    """The same, undilated: what each pixel paints, as one product, and the overlaps added up."""
+    (kh, kw, i, o), (sh, sw), (n, h, w, _) = kernel.shape, stride, x.shape
+    down, across = (kh - 1) // sh, (kw - 1) // sw  # cells beyond its own that a pixel reaches
+    paint = jnp.matmul(x.reshape(n * h * w, i), kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o)).reshape(n, h, w, kh, kw, o)
+
+    def at(a: int, b: int) -> Array:  # in its cell
+        (top, left) = (a // sh, b // sw)
+        return jnp.pad(paint[:, :, :, a, b], [(0, 0), (top, down - top), (left, across - left), (0, 0)])
+
+    def place(row: int, column: int) -> Array:
+        return functools.reduce(jnp.add, [at(a, b) for a in range(row, kh, sh) for b in range(column, kw, sw)])
+
+    y = jnp.stack([jnp.stack([place(row, column) for column in range(sw)], 3) for row in range(sh)], 2)
+    y = y.reshape(n, (h + down) * sh, (w + across) * sw, o)
+    return _cut(y, (kh, kw), edges, _size((h, w), (kh, kw), stride, edges, (1, 1)))
+
+
 class _Place(NamedTuple):
     taps: slice
     padding: tuple[int, int, int]
@@ -249,9 +270,13 @@ def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilati
     taps = kernel.shape[:2]
     if dilation == (1, 1) and min(stride) > 1:
         known = all(isinstance(n, int) for n in x.shape[:3])  # an export may leave them open
-        many = known and counted(math.prod(x.shape[:3])) >= MANY and jax.default_backend() == "cpu"
-        if many and max(stride) < 4 and all(map(operator.ge, taps, stride)):
-            return _by_phase(x, kernel, stride, edges)
+        if known and jax.default_backend() == "cpu" and max(stride) < 4 and all(map(operator.ge, taps, stride)):
+            pixels = counted(math.prod(x.shape[:3]))
+            few = pixels * math.prod(taps) * kernel.shape[3] <= PAINTED
+            if few and 4 * math.prod(taps) <= 9 * math.prod(stride) and taps != stride:
+                return _painted(x, kernel, stride, edges)
+            if pixels >= MANY:
+                return _by_phase(x, kernel, stride, edges)
         if min(stride) >= 4 or all(k % s == 0 for k, s in zip(taps, stride, strict=True)):
             return _sub_pixel(x, kernel, stride, edges)
     return _dilated(x, kernel, stride, edges, dilation)
@@ -280,12 +305,29 @@ def _by_row(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
     return _cut(y, (kh, kw), edges, _size((h, w), (kh, kw), stride, edges, (1, 1)))
 
 
+def _by_parts(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
+    """The same, some rows of pixels after the others: what is copied of the cotangent is used while it is in the cache, and its memory
+    serves the next."""
+    (kh, kw, _, o), (n, h, w, _) = kernel.shape, x.shape
+    values, size = n * h * w * kh * kw * o, _size((h, w), (kh, kw), stride, edges, (1, 1))
+    if values <= 2 * COPIED:
+        return _by_row(x, kernel, stride, edges)
+    rows = -(-h // min(h, -(-values // COPIED)))
+    (top, _), y = edges[0], jnp.zeros((), x.dtype)
+    for first in range(0, h, rows):
+        if first:
+            y, kernel = lax.optimization_barrier((y, kernel))  # the transpose: this part's gradient, then those before it
+        part = _by_row(x[:, first : first + rows], kernel, stride, ((kh - 1, kh - 1), edges[1]))
+        above = first * stride[0] - (kh - 1 - top)
+        y += lax.pad(part, jnp.zeros((), x.dtype), [(0, 0, 0), (above, size[0] - above - part.shape[1], 0), (0, 0, 0), (0, 0, 0)])
+    return y
+
+
 def _by_kernel(x: Array, kernel: Array, stride: Pair, edges: Edges, dilation: Pair) -> Array:
     if dilation == (1, 1) and min(stride) > 1:
         known = all(isinstance(n, int) for n in x.shape)
-        few = known and math.prod(x.shape[:3]) * math.prod(kernel.shape[:2]) * kernel.shape[3] <= COPIED
-        if few and max(stride) < 8 and jax.default_backend() == "cpu":
-            return _by_row(x, kernel, stride, edges)
+        if known and jax.default_backend() == "cpu":
+            return _by_parts(x, kernel, stride, edges)
         if min(stride) >= 4:
             return _sub_pixel(x, kernel, stride, edges)
     return _kernel_as_image(x, kernel, stride, edges, dilation)

@@ -29,6 +29,9 @@ def product_rule(x: Bilinear, kernel: Bilinear) -> Callable[[Bilinear], Bilinear
             if not isinstance(dx, SymbolicZero):
                 parts.append(x(dx, primals[1], *how))
             if not isinstance(dkernel, SymbolicZero):
+                if parts and jax.default_backend() == "cpu":
+                    # The transpose: dkernel's gradient first, dx's when it is there. Side by side they take each other's caches.
+                    parts[0], dkernel = jax.lax.optimization_barrier((parts[0], dkernel))
                 parts.append(kernel(primals[0], dkernel, *how))
             return g(*primals, *how), parts[0] if len(parts) == 1 else jnp.add(*parts)
 
