@@ -72,7 +72,6 @@ def phase_programs(f: Function, args: Sequence[jax.Array], g: jax.Array, phases:
 
     def both(g, x, *w):
         y, vjp = jax.vjp(f, x, *w) if weighted else jax.vjp(lambda x: f(x, *w), x)
-        y, g = lax.optimization_barrier((y, g))  # as in training, and in torch: the backward pass begins when y is there
         return y, vjp(g)
 
     def dx(g, x, *w):
