@@ -46,7 +46,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return _run(command, rest)
+        try:
+            return _run(command, rest)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has stopped, as `| head` does; what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (InputError, OSError) as error:
         print(f"jaxseg {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -577,3 +577,15 @@ def test_a_batch_that_does_not_divide_over_the_devices(tmp_path, discs):
     assert done.stderr.count("\n") == 1
     assert "--batch-size: got 9 for 4 devices" in done.stderr
     assert "8 or 12" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["models", "--help"], ["predict", "--help"], ["train", "--help"]], ids=" ".join)
+def test_a_reader_that_stops_is_no_error(words):
+    """As `| head` does."""
+    command = [sys.executable, "-c", "import sys; from jaxseg.cli import main; sys.exit(main())", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert not process.stderr.read()
+    assert process.returncode == 141  # as of a program that SIGPIPE ends
