@@ -30,6 +30,8 @@ PAINTED = 1 << 23
 """Values that may be held where all taps are one product, until they are added up. Measured on CPUs."""
 COPIED = 1 << 20
 """Values of the cotangent that are copied at a time for a weight gradient, or up to twice as many if these are all. Measured on CPUs."""
+PARTS = 8
+"""The most parts that are made of a weight gradient: each takes about a tenth of a second to compile."""
 
 
 def conv_transpose(
@@ -241,7 +243,7 @@ def _painted(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
     paint = jnp.matmul(x.reshape(n * h * w, i), kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o)).reshape(n, h, w, kh, kw, o)
 
     def at(a: int, b: int) -> Array:  # in its cell
-        (top, left) = (a // sh, b // sw)
+        top, left = a // sh, b // sw
         return jnp.pad(paint[:, :, :, a, b], [(0, 0), (top, down - top), (left, across - left), (0, 0)])
 
     def place(row: int, column: int) -> Array:
@@ -312,7 +314,7 @@ def _by_parts(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
     values, size = n * h * w * kh * kw * o, _size((h, w), (kh, kw), stride, edges, (1, 1))
     if values <= 2 * COPIED:
         return _by_row(x, kernel, stride, edges)
-    rows = -(-h // min(h, -(-values // COPIED)))
+    rows = -(-h // min(h, PARTS, -(-values // COPIED)))
     (top, _), y = edges[0], jnp.zeros((), x.dtype)
     for first in range(0, h, rows):
         if first:
