@@ -16,6 +16,7 @@ from jaxseg.models import FCN, BasicUNet, EncoderUNet, FCNResNet, MilesialUNet
 from jaxseg.weights import milesial, monai, smp, torchvision, wkentaro_fcn
 from jaxseg.weights.adapt import first_conv, new_head
 from jaxseg.weights.files import read_weights
+from jaxseg.weights.layouts import channels_and_classes
 from jaxseg.weights.table import from_torch, to_torch
 
 TABLE = {
@@ -142,6 +143,33 @@ def test_torch_files_are_read_whatever_is_around_the_state(tmp_path):
     read = read_weights(tmp_path / "w.pth")
     assert read.keys() == {"weight", "bias"}
     np.testing.assert_array_equal(read["weight"], layer.weight.detach().float().numpy())
+    torch.save(dict(layer.named_parameters()), tmp_path / "parameters.pth")
+    np.testing.assert_array_equal(read_weights(tmp_path / "parameters.pth")["weight"], read["weight"])
+
+
+@needs_torch
+def test_tensors_that_are_no_arrays_are_all_named(tmp_path):
+    import torch
+
+    state = {"a": torch.ones(2), "b": torch.ones(2, device="meta"), "c": torch.eye(3).to_sparse()}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(
+        InputError, match=r"b: torch\.float32, torch\.strided, on meta; c: torch\.float32, torch\.sparse_coo, on cpu; required"
+    ):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("key", ["encoder.conv1.weight", "segmentation_head.0.bias"])
+def test_a_file_of_no_channels_or_classes_is_refused(key):
+    state = {"encoder.conv1.weight": np.ones((64, 3, 7, 7)), "segmentation_head.0.bias": np.ones(2)}
+    state[key] = state[key][:, :0] if state[key].ndim > 1 else state[key][:0]
+    with pytest.raises(InputError, match=f"{key}: shape .*at least one channel and one class"):
+        channels_and_classes("smp_unet", state, smp.layout(EncoderUNet(2)))
+
+
+def test_negative_variances_are_refused():
+    with pytest.raises(InputError, match="v: holds variances below 0"):
+        from_torch({"v": (("batch_stats", "n", "var"), "same")}, {"v": -np.ones(3)}, {"batch_stats": {"n": {"var": jnp.ones(3)}}})
 
 
 class Bomb:

@@ -101,6 +101,8 @@ def export(
 ) -> int:
     """Write a run's weights in a foreign layout; of a classifier's layout, those of the encoder.
 
+    A binary head of one class became two on import, and is written as two.
+
     For example: `jaxseg weights export runs/unet milesial_unet --out unet.safetensors`, and in torch
     `net.load_state_dict(safetensors.torch.load_file("unet.safetensors"), strict=False)`
 

@@ -56,7 +56,16 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
             state = state[inside]
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise InputError(f"{path}: holds {type(state).__name__}; required a state dict. Save model.state_dict() there.")
-    return {k: v.float().numpy() if v.is_floating_point() else v.numpy() for k, v in state.items() if isinstance(v, torch.Tensor)}
+    arrays, wrong = {}, []
+    for key, tensor in state.items():
+        if isinstance(tensor, torch.Tensor):
+            try:
+                arrays[key] = (tensor.detach().float() if tensor.is_floating_point() else tensor.detach()).numpy()
+            except (TypeError, RuntimeError):
+                wrong.append(f"{key}: {tensor.dtype}, {tensor.layout}, on {tensor.device}")
+    if wrong:
+        raise InputError(f"{path}: {'; '.join(wrong)}; required are plain tensors. Save the state dict of a dense, unquantised network.")
+    return arrays
 
 
 def _hdf5(path: Path) -> dict[str, np.ndarray]:

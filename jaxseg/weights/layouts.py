@@ -74,12 +74,12 @@ LAYOUTS: dict[str, Foreign] = {
         class_names=VOC,
     ),
     "torchvision_resnet": Foreign(
-        "resnet18, 34, 50 or 101 of torchvision, a classifier (BSD-3-Clause)",
+        "resnet18, 34, 50 or 101 of torchvision, a classifier (BSD-3-Clause); encoder_unet takes the first three, fcn_resnet the last two",
         {"encoder_unet": {}, "fcn_resnet": {}},
         torchvision.classifier_layout,
         ignored=torchvision.CLASSIFIER_IGNORED,
         encoders=tuple(RESNETS),
-        options="encoder=resnet18|resnet34|resnet50",
+        options="encoder=resnet18|resnet34|resnet50|resnet101",
     ),
     "torchvision_vgg16": Foreign(
         "vgg16 of torchvision, a classifier (BSD-3-Clause)",
@@ -158,6 +158,9 @@ def channels_and_classes(name: str, state: Mapping[str, Any], table: Layout) -> 
     shape, change = np.shape(state.get(key, 0)), table[key][1]
     bias = next((k for k in table if k.startswith(layout_of(name).head or ("\0",)) and k.endswith(".bias")), "")
     classes = np.shape(state.get(bias, 0))
+    empty = [f"{k}: shape {np.shape(state[k])}" for k in (key, bias) if k in state and 0 in np.shape(state[k])]
+    if empty:
+        raise InputError(f"weights: {'; '.join(empty)}; required is at least one channel and one class. Give a trained network's.")
     return (shape[2 if change == "same" else 1] if len(shape) == 4 else 3), (classes[0] if len(classes) == 1 else None)
 
 
@@ -203,7 +206,10 @@ def bring_in(name: str, state: Mapping[str, Any], model: Any, variables: Any, pa
 
 
 def take_out(name: str, model: Any, variables: Any) -> dict[str, np.ndarray]:
-    """The inverse: a foreign state dict of the variables, or of their encoder. Counters of batch norm are left out."""
+    """The inverse: a foreign state dict of the variables, or of their encoder. Counters of batch norm are left out.
+
+    A head of one class, of which `bring_in` made two, is written as two: softmax of them is what sigmoid of the one was.
+    """
     table = table_for(name, model)
     ours: dict[tuple[str, ...], Any] = flatten_dict(variables)
     first, places = next(iter(table.values()))[0], {path for path, _ in table.values()}

@@ -46,7 +46,8 @@ def from_torch(table: Layout, state: Mapping[str, Any], variables: Any, *, ignor
       whole: the table must cover all variables; otherwise those that it lacks stay as they are.
 
     Raises:
-      InputError: naming every key that is missing, unknown, of another shape, not of floats or not finite. Nothing is half done.
+      InputError: naming every key that is missing, unknown, of another shape, not of floats, not finite or a variance below 0.
+        Nothing is half done.
     """
     ours: dict[tuple[str, ...], Any] = flatten_dict(variables)
     places = {path: key for key, (path, _) in table.items()}
@@ -67,6 +68,8 @@ def from_torch(table: Layout, state: Mapping[str, Any], variables: Any, *, ignor
             wrong.append(f"{key}: {array.dtype}, required floats")
         elif not np.isfinite(array := array.astype(np.float32)).all():
             wrong.append(f"{key}: holds nan or infinity")
+        elif path[-1] == "var" and (array < 0).any():
+            wrong.append(f"{key}: holds variances below 0")
         else:
             new[path] = _turn(array, shape, change)
     if wrong:
