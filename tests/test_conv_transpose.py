@@ -149,7 +149,7 @@ WAYS = {
     "sub-pixel": ((5, 5, 2, 2), {"stride": 4, "padding": 1}),
     "depthwise": ((4, 4, 2, 1), {"stride": 2, "padding": 1, "groups": 2}),
     "groups": ((3, 3, 4, 2), {"stride": 2, "dilation": 2, "groups": 2}),
-    "large sub-pixel": ((5, 5, 2, 2), {"stride": 4, "padding": 1}),
+    "sub-pixel, in parts": ((5, 5, 2, 2), {"stride": 4, "padding": 1}),
     "phases": ((3, 4, 2, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
     "painted": ((3, 3, 2, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
     "cells of other backends": ((3, 3, 2, 2), {}),
@@ -159,7 +159,7 @@ WAYS = {
 
 @pytest.fixture
 def way(request):
-    other = {"phases": as_if_large, "large sub-pixel": as_if_large}
+    other = {"phases": as_if_large, "sub-pixel, in parts": as_if_large}
     with as_if_gpu() if "other backends" in request.param else other.get(request.param, contextlib.nullcontext)():
         yield request.param
 
