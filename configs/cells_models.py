@@ -12,7 +12,7 @@ from typing import Literal
 
 import flax.linen as nn
 
-from jaxseg import models
+from jaxseg import losses, models
 from jaxseg.config import Config, adamw
 from jaxseg.data import augment
 from jaxseg.models.heatmap import PlainEncoder
@@ -35,13 +35,15 @@ ModelName = Literal[
     "conv_only",
 ]
 VGG = (16, 32, 64, 64, 64)
+UNPOOLED = (32, 32, 64, 64, 64)
+"""Of 16 channels max unpooling would fill 4 at a pixel."""
 NARROW: dict[ModelName, Callable[..., nn.Module]] = {
     "unet": functools.partial(models.UNet, features=(16, 32, 64, 128), padding="same", norm="batch", dropout=0.0),
     "fcn": functools.partial(models.FCN, features=VGG, fc_features=128, dropout=0.0),
     "fcn_resnet": functools.partial(models.FCNResNet, width=8, auxiliary=False),
-    "segnet": functools.partial(models.SegNet, features=VGG),
+    "segnet": functools.partial(models.SegNet, features=UNPOOLED),
     "segnet_basic": functools.partial(models.SegNetBasic, features=24),
-    "deconvnet": functools.partial(models.DeconvNet, features=VGG, middle=128),
+    "deconvnet": functools.partial(models.DeconvNet, features=UNPOOLED, middle=128),
     "encoder_unet": functools.partial(models.EncoderUNet, encoder="resnet18", width=16, decoder=(64, 32, 32, 16, 16)),
     "unet_plus_plus": functools.partial(models.UNetPlusPlus, features=(8, 16, 32, 64), norm="batch"),
     "attention_unet": functools.partial(models.AttentionUNet, features=(16, 32, 64, 128)),
@@ -59,16 +61,19 @@ def get_config(
     steps: int = 300,
     batch_size: int = 8,
     size: int = 128,
-    learning_rate: float = 4e-3,
+    resize: float = 1.0,
+    learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> Config:
     """Any model on the generated cells.
 
     Args:
-      model: which of jaxseg.models.MODELS, narrow. DeconvNet takes sides from 193: give it --size 224.
+      model: which of jaxseg.models.MODELS, narrow. DeconvNet takes sides from 193; beyond 224 its middle has more
+        than one pixel to learn from: give it --size 448 --resize 2 --batch-size 1.
       steps: optimizer steps.
       batch_size: crops a step.
-      size: side of the square crops, pixels.
+      size: side of the square crops, pixels after `resize`.
+      resize: factor by which images are enlarged first.
       learning_rate: peak of the schedule.
       seed: of the weights, the order and the augmentation.
     """
@@ -79,6 +84,8 @@ def get_config(
         steps=steps,
         batch_size=batch_size,
         size=(size, size),
+        resize=resize,
+        loss=losses.cross_entropy_dice,
         augment=(augment.flip, augment.rot90, augment.contrast),
         ema_decay=0.97,
         eval_every=steps,

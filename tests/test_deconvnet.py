@@ -68,6 +68,15 @@ def test_bad_input_is_named(model, shape, words):
     assert words in str(error.value)
 
 
+def test_every_class_has_a_score_from_the_start():
+    """With a classifier that begins near 0 Adam makes all channels detectors of the commonest class, and the others never get a score."""
+    image = random_array(2, 193, 193, 3)
+    model = Tiny(features=(16, 16, 16, 16, 16))
+    variables = jax.jit(model.init)(jax.random.key(0), image)
+    logits, _ = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, image)
+    assert np.all(np.std(logits, axis=(0, 1, 2)) > 0.3)
+
+
 @pytest.mark.parametrize("stage", [1, 3, 5])
 def test_the_positions_reach_the_logits(stage):
     def mirrored(features, *, name, **kwargs):
