@@ -25,7 +25,7 @@ from jaxseg.run_folder import load_run, read_metrics
 CONFIG = Path(__file__).parent.parent / "configs" / "cells_models.py"
 STEPS = 200
 LARGER = {"deconvnet": ["--size", "448", "--resize", "2", "--batch-size", "1"]}
-"""DeconvNet's own sides begin at 193. A crop of 224 has one 7 x 7 window to learn from, in which the position decides; of 448 there are 64."""
+"""DeconvNet's own sides begin at 193. Of one 7 x 7 window, in which the position decides, it learns little; a crop of 448 has 64 of them."""
 
 
 def main(
@@ -46,7 +46,8 @@ def main(
     prepare(out / "data")
     rows = [learn(name, out, steps) for name in only or MODELS]
     lines = [
-        f"{steps} steps of 8 crops of 128 x 128 (DeconvNet 1 of 224 x 224, enlarged to 448 x 448), {jax.devices()[0].device_kind}, jax {jax.__version__}",
+        f"{steps} steps of 8 crops of 128 x 128 (DeconvNet 1 of 224 x 224, enlarged to 448 x 448), "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
         "",
     ]
     lines += ["| model | parameters | images/s | test mIoU |", "| --- | --: | --: | --: |"]
