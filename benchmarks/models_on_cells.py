@@ -25,7 +25,7 @@ from jaxseg.run_folder import load_run, read_metrics
 CONFIG = Path(__file__).parent.parent / "configs" / "cells_models.py"
 STEPS = 200
 LARGER = {"deconvnet": ["--size", "448", "--resize", "2", "--batch-size", "1"]}
-"""DeconvNet's own sides begin at 193. Of one 7 x 7 window, in which the position decides, it learns little; a crop of 448 has 64 of them."""
+"""DeconvNet's own sides begin at 193. One 7 x 7 window, in which the position decides, teaches little; a crop of 448 has 64."""
 
 
 def main(
