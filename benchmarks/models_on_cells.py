@@ -1,4 +1,4 @@
-"""Every model of jaxseg.models.MODELS on the generated cells: two minutes of training each on 2 cores, and the test mIoU that it reaches.
+"""Every model of jaxseg.models.MODELS on the generated cells: two to three minutes of training each on 2 cores, and the test mIoU that it reaches.
 
     python benchmarks/models_on_cells.py runs/models
 
@@ -24,8 +24,8 @@ from jaxseg.run_folder import load_run, read_metrics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cells_models.py"
 STEPS = 200
-LARGER = {"deconvnet": ["--size", "448", "--resize", "2", "--batch-size", "1"]}
-"""DeconvNet's own sides begin at 193. One 7 x 7 window, in which the position decides, teaches little; a crop of 448 has 64."""
+LARGER = {"deconvnet": ["--size", "512", "--resize", "2", "--batch-size", "1"]}
+"""DeconvNet's own sides begin at 193. Of one 7 x 7 window it learns little, in whole images there are as many as it is tested with."""
 
 
 def main(
@@ -46,7 +46,7 @@ def main(
     prepare(out / "data")
     rows = [learn(name, out, steps) for name in only or MODELS]
     lines = [
-        f"{steps} steps of 8 crops of 128 x 128 (DeconvNet 1 of 224 x 224, enlarged to 448 x 448), "
+        f"{steps} steps of 8 crops of 128 x 128 (DeconvNet one image of 256 x 256, enlarged to 512 x 512), "
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
         "",
     ]

@@ -69,7 +69,7 @@ def get_config(
 
     Args:
       model: which of jaxseg.models.MODELS, narrow. DeconvNet takes sides from 193; beyond 224 its middle has more
-        than one pixel to learn from: give it --size 448 --resize 2 --batch-size 1.
+        than one pixel, and learns as it is used in whole images enlarged to twice: give it --size 512 --resize 2 --batch-size 1.
       steps: optimizer steps.
       batch_size: crops a step.
       size: side of the square crops, pixels after `resize`.
