@@ -1,4 +1,4 @@
-"""Every model of jaxseg.models.MODELS on the generated cells: two to three minutes of training each on 2 cores, and the test mIoU that it reaches.
+"""Every model of jaxseg.models.MODELS on the generated cells: minutes of training each on 2 cores, and the test mIoU that it reaches.
 
     python benchmarks/models_on_cells.py runs/models
 

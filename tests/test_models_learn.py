@@ -1,4 +1,4 @@
-"""Every model trains by `jaxseg train` and learns: two to three minutes each, in make test-all. benchmarks/models_on_cells.py prints the table."""
+"""Every model trains by `jaxseg train` and learns: minutes each, in make test-all. benchmarks/models_on_cells.py prints the table."""
 
 import runpy
 from pathlib import Path
