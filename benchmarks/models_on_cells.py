@@ -24,8 +24,6 @@ from jaxseg.run_folder import load_run, read_metrics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cells_models.py"
 STEPS = 200
-LARGER = {"deconvnet": ["--size", "512", "--resize", "2", "--batch-size", "1"]}
-"""DeconvNet's own sides begin at 193. Of one 7 x 7 window it learns little, in whole images there are as many as it is tested with."""
 
 
 def main(
@@ -65,7 +63,7 @@ def prepare(data: Path) -> None:
 def learn(name: str, out: Path, steps: int) -> dict[str, float | int | str]:
     """Trains one model in `out`/NAME; its parameters, images/s and test mIoU."""
     run = out / name
-    options = ["--model", name, "--steps", str(steps), *LARGER.get(name, [])]
+    options = ["--model", name, "--steps", str(steps)]
     if jaxseg(["train", str(CONFIG), *options, "--data-dir", str(out / "data"), "--workdir", str(run)]):
         raise InputError(f"{run}: the training ended with an error; the message is above.")
     lines = read_metrics(run)

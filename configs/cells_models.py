@@ -56,34 +56,38 @@ NARROW: dict[ModelName, Callable[..., nn.Module]] = {
 }
 
 
+CROPS = {"deconvnet": (1, 512, 2.0)}
+"""Crops a step, their side and the factor by which images are enlarged first. DeconvNet's middle is one pixel of 224 pixels, from which
+it learns little: these are whole images, enlarged, as it is tested with."""
+
+
 def get_config(
     model: ModelName = "segnet",
     steps: int = 300,
-    batch_size: int = 8,
-    size: int = 128,
-    resize: float = 1.0,
+    batch_size: int | None = None,
+    size: int | None = None,
     learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> Config:
     """Any model on the generated cells.
 
     Args:
-      model: which of jaxseg.models.MODELS, narrow. DeconvNet takes sides from 193; beyond 224 its middle has more
-        than one pixel, and learns as it is used in whole images enlarged to twice: give it --size 512 --resize 2 --batch-size 1.
+      model: which of jaxseg.models.MODELS, narrow.
       steps: optimizer steps.
-      batch_size: crops a step.
-      size: side of the square crops, pixels after `resize`.
-      resize: factor by which images are enlarged first.
+      batch_size: crops a step; None: 8, of DeconvNet 1.
+      size: side of the square crops, pixels; None: 128, of DeconvNet, whose images are enlarged to twice, 512 (any from 193).
       learning_rate: peak of the schedule.
       seed: of the weights, the order and the augmentation.
     """
+    crops, side, resize = CROPS.get(model, (8, 128, 1.0))
+    side = side if size is None else size
     return Config(
         data="cells",
         model=NARROW[model],
         optimizer=adamw(learning_rate, steps),
         steps=steps,
-        batch_size=batch_size,
-        size=(size, size),
+        batch_size=crops if batch_size is None else batch_size,
+        size=(side, side),
         resize=resize,
         loss=losses.cross_entropy_dice,
         augment=(augment.flip, augment.rot90, augment.contrast),
