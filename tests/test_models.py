@@ -41,11 +41,15 @@ def image_for(name: str, size: int = 40) -> np.ndarray:
 def test_logits_are_float32_of_the_images_size_and_depend_on_the_image(name):
     model, image = NARROW[name](num_classes=3), image_for(name)
     variables = random_variables(model, image)
-    logits = jax.jit(model.apply)(variables, image)
+    apply = jax.jit(model.apply)
+    logits = apply(variables, image)
     assert logits.dtype == jnp.float32
     assert logits.shape == (*image.shape[:3], 3)
     assert np.isfinite(logits).all()
-    assert abs(np.asarray(jax.jit(model.apply)(variables, image + image[:, ::-1])) - logits).max() > 0
+    assert abs(np.asarray(apply(variables, image + image[:, ::-1])) - logits).max() > 0
+    assert apply._cache_size() == 1  # compiled once
+    turned = image.swapaxes(1, 2)  # the odd side's and the even side's places changed
+    assert jax.eval_shape(model.apply, variables, turned).shape == (*turned.shape[:3], 3)
     half = jax.eval_shape(NARROW[name](num_classes=3, dtype=jnp.bfloat16).apply, variables, image)
     assert half.dtype == jnp.float32
 
