@@ -43,11 +43,7 @@ def main(
         raise InputError(f"--only: got {', '.join(unknown)}; there are {', '.join(MODELS)}.")
     prepare(out / "data")
     rows = [learn(name, out, steps) for name in only or MODELS]
-    lines = [
-        f"{steps} steps of 8 crops of 128 x 128 (DeconvNet one image of 256 x 256, enlarged to 512 x 512), "
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
-        "",
-    ]
+    lines = [f"{steps} steps of configs/cells_models.py, {jax.devices()[0].device_kind}, jax {jax.__version__}", ""]
     lines += ["| model | parameters | images/s | test mIoU |", "| --- | --: | --: | --: |"]
     lines += [f"| {r['name']} | {r['parameters']:,} | {r['rate']:.1f} | {r['miou']:.3f} |" for r in rows]
     (out / "table.md").write_text("\n".join(lines) + "\n")

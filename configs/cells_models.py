@@ -2,7 +2,7 @@
 
 Source: the papers named in jaxseg/models.
 Command: jaxseg data prepare cells --data-dir data
-         jaxseg train configs/cells_models.py --model segnet --data-dir data --workdir runs/cells_segnet
+         jaxseg train configs/cells_models.py --model segnet --steps 200 --data-dir data --workdir runs/cells_segnet
 Expected: test mIoU after 200 steps of every model: benchmarks/results/epyc-2-cores/models_on_cells.md.
 """
 
