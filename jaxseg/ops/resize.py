@@ -28,6 +28,8 @@ AT_ONCE = 16
 """So many weights, rows' times columns', make one sum over both axes, which reads and writes the image once. Measured on CPUs."""
 MOST_TERMS = 20
 """More weights than these on an axis are multiplied as matrices, one a block, if at least half of their entries are not zero."""
+BARRIERS = jax.__version_info__ > (0, 11, 0)
+"""Whether XLA keeps an optimization_barrier on CPUs; those before fuse across it."""
 
 _NOTE: ContextVar[Callable[[tuple[bool, bool]], None]] = ContextVar("note", default=lambda stretched: None)
 
@@ -147,19 +149,37 @@ def weighted_sum(x: Float[Array, "*n h w c"], rows: Phases | None, columns: Phas
     *n, h, w, c = x.shape
     if rows and columns:
         if len(rows.weights) * len(columns.weights) <= AT_ONCE:
-            return _sums(x, rows, columns)
-        # The axis that grows less first: the other one then starts from the smaller image. Of two alike the width, so that the backward
-        # pass sums whole rows first. The barrier: XLA would fuse the two, and compute in the backward pass the first for each of the
-        # second's terms.
-        maps = ((None, columns), (rows, None))
-        first, second = maps if columns.length * h <= rows.length * w else maps[::-1]
-        return weighted_sum(lax.optimization_barrier(weighted_sum(x, *first)), *second)
+            return _at_once(x, rows, columns)
+        return _one_after_the_other(x, rows, columns)
     if rows:  # XLA's loops run over the last axis: the width and the channels as one are faster
         y = _products(x.reshape(*n, h, w * c), rows) if _dense(rows) else _sums(x.reshape(*n, h, 1, w * c), rows, _identity(1))
         return y.reshape(*n, rows.length, w, c)
     if columns:
         return _products(x, columns) if _dense(columns) else _sums(x, _identity(h), columns)
     return x
+
+
+def _one_after_the_other(x: Float[Array, "*n h w c"], rows: Phases, columns: Phases) -> Float[Array, "*n h2 w2 c"]:
+    # The axis that grows less first: the other one then starts from the smaller image. Of two alike the width, so that the backward
+    # pass sums whole rows first. The barrier: XLA would fuse the two, and compute in the backward pass the first for each of the
+    # second's terms.
+    maps = ((None, columns), (rows, None))
+    first, second = maps if columns.length * x.shape[-3] <= rows.length * x.shape[-2] else maps[::-1]
+    return weighted_sum(lax.optimization_barrier(weighted_sum(x, *first)), *second)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _at_once(x: Float[Array, "*n h w c"], rows: Phases, columns: Phases) -> Float[Array, "*n h2 w2 c"]:
+    """Both axes as one sum, which writes the result once. Its transpose reads each pixel of the cotangent in four places, which on CPUs
+    takes three times as long where the cotangent is not in the cache: the derivative is written as one axis after the other."""
+    return _sums(x, rows, columns)
+
+
+@_at_once.defjvp
+def _at_once_jvp(rows, columns, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    apart = BARRIERS and jax.default_backend() == "cpu"
+    return _at_once(x, rows, columns), (_one_after_the_other if apart else _sums)(dx, rows, columns)
 
 
 def _identity(n: int) -> Phases:
