@@ -26,6 +26,7 @@ from jaxseg.embed import Loaded, loaded
 from jaxseg.errors import InputError
 from jaxseg.export import OPEN, from_safetensors, to_safetensors, to_stablehlo
 from jaxseg.export_onnx import to_onnx
+from jaxseg.model_json import model_to_json
 from jaxseg.models import MODELS, UNet
 from jaxseg.pictures import default_colours
 from jaxseg.progress import progress
@@ -112,7 +113,7 @@ def safetensors(run: Run) -> str:
         to_safetensors(run, Path(folder) / "net.safetensors")
         again = from_safetensors(Path(folder) / "net.safetensors")
     same = jax.tree.all(jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), again.variables, run.variables))
-    return "exact" if same and again.meta.model == run.model else "differs"
+    return "exact" if same and model_to_json(again.meta.model) == model_to_json(run.model) else "differs"
 
 
 if __name__ == "__main__":

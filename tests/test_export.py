@@ -56,9 +56,24 @@ def some_image(*shape):
     return np.random.default_rng(sum(shape)).random((*shape, 2), np.float32)
 
 
-def assert_same(model: Loaded, exported, shapes):
+def steady_image(model, n, h, w):
+    """Images whose logits rounding leaves as they are. Max unpooling jumps where two values of a window are all but equal: there JAX's own
+    result changes by per cents when the image changes by 3e-7."""
+    apply, found = jax.jit(model.apply), []
+    for seed in range(20 * n):
+        image = np.random.default_rng(seed).random((1, h, w, 2), np.float32)
+        want = np.asarray(apply(model.variables, image))
+        near = [np.abs(np.asarray(apply(model.variables, image * np.float32(1 + e))) - want).max() for e in (3e-7, -3e-7, 1e-6, -1e-6)]
+        if max(near) <= 1e-5 * np.abs(want).max():
+            found.append(image)
+        if len(found) == n:
+            return np.concatenate(found)
+    raise AssertionError(f"of {20 * n} images {len(found)} are steady")
+
+
+def assert_same(model: Loaded, exported, shapes, steady=False):
     for shape in shapes:
-        image = some_image(*shape)
+        image = steady_image(model, *shape) if steady else some_image(*shape)
         want = np.asarray(jax.jit(model.apply)(model.variables, image))
         np.testing.assert_allclose(exported.call(image), want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=str(shape))
 
@@ -66,9 +81,16 @@ def assert_same(model: Loaded, exported, shapes):
 # StableHLO.
 
 
-@pytest.mark.parametrize("model", [NNUNET, models.ConvOnly(3, features=(4, 6), norm="batch")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        NNUNET,
+        models.ConvOnly(3, features=(4, 6), norm="batch"),
+        models.UNet(3, features=(2, 3, 4)),  # unpadded: some of these images are smaller than their border by reflection
+    ],
+)
 def test_the_program_equals_the_model_at_five_shapes(model):
-    made = loaded(some_run(model))
+    made = loaded(some_run(model, side=60))
     exported = to_stablehlo(made)
     assert signature(exported) == "image float32 [b, h, w, 2] in 0..1 -> logits float32 [b, h, w, 3]"
     assert_same(made, exported, [(1, 16, 16), (2, 17, 31), (3, 8, 40), (1, 23, 9), (5, 12, 12)])
@@ -82,7 +104,6 @@ def five_shapes(step, least):
     ("model", "side"),
     [  # the image's height; its width is of the same form
         (models.UNet(3, features=(2, 3, 4), padding="same", upsample=MaxUnpool), "4*h"),
-        pytest.param(models.UNet(3, features=(2, 3)), "2*h + 222", marks=pytest.mark.slow),  # unpadded: its border is a reflection
         (models.BasicUNet(3, features=(2, 2, 3, 2), upsample="nontrainable"), "4*h"),
         pytest.param(models.SegNetBasic(3, features=2, decoder="bilinear"), "16*h", marks=pytest.mark.slow),
     ],
@@ -92,8 +113,8 @@ def test_the_program_of_models_that_pool_equals_them_at_five_shapes(model, side)
     exported = to_stablehlo(made)
     size = f"{side}, {side.replace('h', 'w')}"
     assert signature(exported) == f"image float32 [b, {size}, 2] in 0..1 -> logits float32 [b, {size}, 3]"
-    step, _, more = side.replace("*h", "").partition(" + ")
-    assert_same(made, exported, five_shapes(int(step), int(step) + int(more or 0)))
+    step = int(side.removesuffix("*h"))
+    assert_same(made, exported, five_shapes(step, step))
 
 
 @pytest.mark.slow
@@ -104,7 +125,7 @@ def test_the_program_of_every_model_equals_it_at_five_shapes(name):
     side = str(exported.in_avals[-1].shape[1])
     step, least = next((s, n) for s, n in OPEN if str(jax.export.symbolic_shape(f"{s}*h + {n - s}")[0]) == side)
     assert (least == 224) == (name == "deconvnet")
-    assert_same(made, exported, five_shapes(step, max(least, 16)))
+    assert_same(made, exported, five_shapes(step, max(least, 16)), steady=name in ("deconvnet", "segnet"))
 
 
 @pytest.mark.parametrize(

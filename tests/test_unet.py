@@ -14,7 +14,7 @@ from random_variables import random_variables
 
 from jaxseg.errors import InputError
 from jaxseg.models import UNet
-from jaxseg.models.unet import legal_sizes, margin, output_size
+from jaxseg.models.unet import input_size, legal_sizes, margin, output_size
 from jaxseg.upsample import MaxUnpool, center_crop
 
 Tiny = partial(UNet, num_classes=3, features=(3, 4, 5))
@@ -61,6 +61,15 @@ def test_the_paper_chain_of_sizes():
     expected |= {"up1_sample": (200, 128), "up1_conv2": (196, 128), "up0_sample": (392, 64), "up0_conv2": (388, 64), "logits": (388, 2)}
     for name, (side, channels) in expected.items():
         assert shapes[name].shape == (1, side, side, channels), name
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_legal_sizes_of_any_depth(depth):
+    legal = {side: output for side in range(1, 999) if (output := output_size(side, depth))}
+    for side in range(1, 300):
+        before, after = [s for s in legal if s <= side], [s for s in legal if s >= side]
+        assert legal_sizes(side, depth) == (before[-1] if before else None, after[0])
+        assert input_size(side, depth) == next(s for s, output in legal.items() if output >= side)
 
 
 def test_legal_sizes_are_12_mod_16_from_188_and_lose_184():

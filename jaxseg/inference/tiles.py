@@ -272,7 +272,10 @@ def _read(image: Any, lead: tuple[int, ...], *places: tuple[Tiling, int]) -> Flo
         slices.append(slice(int(line.min()), int(line.max()) + 1))
         lines.append(line - line.min())
     part = np.asarray(image[(*lead, *slices)], np.float32)
-    return part[np.ix_(*lines)]
+    for d, line in enumerate(lines):
+        if len(line) != part.shape[d] or (np.diff(line) < 0).any():  # it reaches beyond the edge
+            part = np.take(part, line, d)
+    return part
 
 
 def _in_batches(compute: Callable[[list], np.ndarray], places: list, batch: int, least: int, advance: Callable[..., None]) -> Iterator:

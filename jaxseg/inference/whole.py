@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxseg.errors import InputError
-from jaxseg.models.unet import UNet, legal_sizes, margin, output_size
+from jaxseg.models.unet import UNet, input_size, margin
 
 
 def standardise(image: Float[Array, "n h w c"], mean: Any, std: Any) -> Float[Array, "n h w c"]:
@@ -63,7 +63,8 @@ def predict_whole(
     image = standardise(image, mean, std)
     if isinstance(model, UNet) and model.padding == "valid":
         depth = len(model.features) - 1
-        image = jnp.pad(image, [(0, 0), *(_border(side, depth) for side in small), (0, 0)], mode="reflect")
+        for axis, side in enumerate(small, 1):
+            image = _reflected(image, axis, margin(depth), input_size(side, depth) - margin(depth) - side)
     logits: Any = model.apply(variables, image)
     logits = logits[:, *map(slice, small)]
     if resize != 1.0:
@@ -76,11 +77,13 @@ def resized(size: tuple[int, ...], factor: float) -> tuple[int, ...]:
     return tuple(max(round(side * factor), 1) for side in size)
 
 
-def _border(side: int, depth: int) -> tuple[int, int]:
-    before = margin(depth)
-    whole = legal_sizes(side + 2 * before, depth)[1]
-    assert (output_size(whole, depth) or 0) >= side
-    return before, whole - before - side
+def _reflected(image: Float[Array, "*n"], axis: int, before: int, after: int) -> Float[Array, "*m"]:
+    """The image with a border by reflection along an axis, also of a size that an export leaves open, which `jnp.pad` refuses."""
+    n = image.shape[axis]
+    if isinstance(n, int):
+        return jnp.pad(image, [(before, after) if d == axis else (0, 0) for d in range(image.ndim)], mode="reflect")
+    place = jnp.arange(before + n + after) - before
+    return jnp.take(image, abs((place + n - 1) % jnp.maximum(2 * n - 2, 1) - (n - 1)), axis, mode="clip")
 
 
 Predict = Callable[[Any, Float[Array, "n h w c"]], Float[Array, "n h w k"]]

@@ -1,5 +1,7 @@
 """U-Net (Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015)."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -147,13 +149,25 @@ def legal_sizes(side: int, depth: int = 4) -> tuple[int | None, int]:
     >>> legal_sizes(512), legal_sizes(572), legal_sizes(100)
     ((508, 524), (572, 572), (None, 188))
     """
-    upper = side
-    while output_size(upper, depth) is None:
-        upper += 1
-    lower = side
-    while lower > 0 and output_size(lower, depth) is None:
-        lower -= 1
-    return lower or None, upper
+    step, least = 2**depth, _least_size(depth)
+    if side < least:
+        return None, least
+    return least + (side - least) // step * step, least + -(-(side - least) // step) * step
+
+
+def input_size(side: int, depth: int = 4) -> int:
+    """The smallest legal input side whose logits hold `side` pixels. Of an export's symbol too.
+
+    >>> input_size(388), input_size(389)
+    (572, 588)
+    """
+    step, least = 2**depth, _least_size(depth)
+    return least - (least - 2 * margin(depth) - side) // step * step
+
+
+@functools.cache
+def _least_size(depth: int) -> int:
+    return next(side for side in itertools.count(1) if output_size(side, depth) is not None)
 
 
 def margin(depth: int = 4) -> int:
