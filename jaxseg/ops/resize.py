@@ -28,7 +28,7 @@ AT_ONCE = 16
 """So many weights, rows' times columns', make one sum over both axes, which reads and writes the image once. Measured on CPUs."""
 MOST_TERMS = 20
 """More weights than these on an axis are multiplied as matrices, one a block, if at least half of their entries are not zero."""
-BARRIERS = jax.__version_info__ > (0, 11, 0)
+BARRIERS = jax.__version_info__ >= (0, 11, 1)
 """Whether XLA keeps an optimization_barrier on CPUs; those before fuse across it."""
 
 _NOTE: ContextVar[Callable[[tuple[bool, bool]], None]] = ContextVar("note", default=lambda stretched: None)
