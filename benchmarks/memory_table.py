@@ -3,8 +3,8 @@
     python benchmarks/memory_table.py --out memory.md
 
 Bytes and FLOPs are what the compiler says of the program at --size (arguments + results + temporaries; XLA allots them before it runs), so
-nothing of that size is ever run. Steps are timed at --time-size, all in turn, as ratios to the first; --steps 0 leaves them out. XLA of jax before
-0.11.1 drops barriers on CPUs, and with them what remat and accumulate save: no gain there.
+nothing of that size is ever run. Steps are timed at --time-size, all in turn, as ratios to the first; --steps 0 leaves them out. XLA of
+jax before 0.11.1 drops barriers on CPUs, and with them what remat and accumulate save: no gain there.
 """
 
 import functools
