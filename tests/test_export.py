@@ -125,7 +125,7 @@ def test_the_program_of_every_model_equals_it_at_five_shapes(name):
     side = str(exported.in_avals[-1].shape[1])
     step, least = next((s, n) for s, n in OPEN if str(jax.export.symbolic_shape(f"{s}*h + {n - s}")[0]) == side)
     assert (least == 224) == (name == "deconvnet")
-    assert_same(made, exported, five_shapes(step, max(least, 16)), steady=name in ("deconvnet", "segnet"))
+    assert_same(made, exported, five_shapes(step, max(least, 16)), steady=name == "deconvnet")
 
 
 @pytest.mark.parametrize(

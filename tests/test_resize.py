@@ -176,6 +176,14 @@ def test_both_axes_at_once_are_one_after_the_other(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("new", [(10, 14), (10, 4)])
+@pytest.mark.parametrize("barriers", [False, True])
+def test_the_derivative_is_the_map_itself_whichever_way_it_is_written(barriers, new, monkeypatch):
+    monkeypatch.setattr(sys.modules["jaxseg.ops.resize"], "BARRIERS", barriers)
+    x, v = random_array(2, 2, 5, 7, 3)
+    check_linear_map(lambda x: resize(x, new), x, v)
+
+
 @DTYPES
 def test_constants_stay_and_the_type_too(dtype):
     cases = list(itertools.product(KINDS, [6, 7, 48]))
