@@ -67,11 +67,12 @@ def test_counts_of_several_devices_are_those_of_one_times_their_number():
 
 def test_a_step_ends_when_its_result_is_there():
     product = functools.partial(compile_program(lambda x: x @ x @ x, x := random_array(700, 700)).call, x)
-    product()
-    begun = time.perf_counter()
-    np.asarray(product())
-    whole = time.perf_counter() - begun
-    assert min(stepper(product)(3)) > 0.2 * whole
+    whole = []
+    for _ in range(5):  # other work on the machine makes single calls ten times as long
+        begun = time.perf_counter()
+        np.asarray(product())
+        whole.append(time.perf_counter() - begun)
+    assert min(stepper(product)(3)) > 0.2 * min(whole)
 
 
 def fake(milliseconds, slower=lambda: 1.0, seen=None):
