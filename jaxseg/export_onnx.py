@@ -78,11 +78,11 @@ def convert(function: Callable[[Any], Any], shape: Sequence[Any], output: str) -
     return content
 
 
-def _steady_images(model: Loaded, size: tuple[int, int], count: int = 3) -> np.ndarray:
-    """Random images whose logits rounding does not change by more than the tolerance.
+def steady_images(model: Loaded, size: tuple[int, int], count: int, tolerance: float) -> np.ndarray:
+    """Random images [count, *size, C] whose logits rounding does not change by more than `tolerance` of the largest.
 
     Max unpooling jumps where two values of a window are all but equal: there JAX's own result changes as much when the image changes by
-    3e-7, and says nothing about the file. Where too few of 24 images are steady the last ones are taken.
+    3e-7, and says nothing about an export. Where too few of 24 images are steady the last ones are taken.
     """
     apply = jax.jit(model.apply)
     steady, others = [], []
@@ -90,7 +90,7 @@ def _steady_images(model: Loaded, size: tuple[int, int], count: int = 3) -> np.n
         image = np.random.default_rng(seed).random((1, *size, model.meta.channels), np.float32)
         want = np.asarray(apply(model.variables, image))
         near = (np.abs(np.asarray(apply(model.variables, image * np.float32(1 + e))) - want).max() for e in (3e-7, -3e-7, 1e-6, -1e-6))
-        (steady if max(near) <= TOLERANCE * np.abs(want).max() else others).append(image)
+        (steady if max(near) <= tolerance * np.abs(want).max() else others).append(image)
         if len(steady) == count:
             break
     return np.concatenate([*others, *steady][-count:])
@@ -103,7 +103,7 @@ def _compare(content: bytes, model: Loaded, size: tuple[int, int], labels: bool)
         raise InputError("--format onnx: needs onnxruntime, which compares the file. `pip install 'jaxseg[onnx]'`.") from error
     options, session = onnxruntime.SessionOptions(), None
     options.log_severity_level = 3
-    images = _steady_images(model, size)
+    images = steady_images(model, size, 3, TOLERANCE)
     logits = np.asarray(jax.jit(model.apply)(model.variables, images))
     for want in (logits, logits[:1]):
         try:

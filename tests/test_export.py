@@ -19,6 +19,7 @@ from jaxseg.data.listing import DataInfo
 from jaxseg.embed import Loaded, load, loaded
 from jaxseg.errors import InputError
 from jaxseg.export import KEY, OPEN, from_safetensors, signature, to_stablehlo
+from jaxseg.export_onnx import steady_images
 from jaxseg.model_json import info_to_json, model_to_json
 from jaxseg.run_folder import Run, write_description
 from jaxseg.train_state import TrainState
@@ -56,26 +57,12 @@ def some_image(*shape):
     return np.random.default_rng(sum(shape)).random((*shape, 2), np.float32)
 
 
-def steady_image(model, n, h, w):
-    """Images whose logits rounding leaves as they are. Max unpooling jumps where two values of a window are all but equal: there JAX's own
-    result changes by per cents when the image changes by 3e-7."""
-    apply, found = jax.jit(model.apply), []
-    for seed in range(20 * n):
-        image = np.random.default_rng(seed).random((1, h, w, 2), np.float32)
-        want = np.asarray(apply(model.variables, image))
-        near = [np.abs(np.asarray(apply(model.variables, image * np.float32(1 + e))) - want).max() for e in (3e-7, -3e-7, 1e-6, -1e-6)]
-        if max(near) <= 1e-5 * np.abs(want).max():
-            found.append(image)
-        if len(found) == n:
-            return np.concatenate(found)
-    raise AssertionError(f"of {20 * n} images {len(found)} are steady")
-
-
 def assert_same(model: Loaded, exported, shapes, steady=False):
-    for shape in shapes:
-        image = steady_image(model, *shape) if steady else some_image(*shape)
+    """Equal on random images; on steady ones where max unpooling jumps between values that are all but equal."""
+    for n, *size in shapes:
+        image = steady_images(model, tuple(size), n, 1e-5) if steady else some_image(n, *size)
         want = np.asarray(jax.jit(model.apply)(model.variables, image))
-        np.testing.assert_allclose(exported.call(image), want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=str(shape))
+        np.testing.assert_allclose(exported.call(image), want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=str((n, *size)))
 
 
 # StableHLO.
