@@ -198,6 +198,16 @@ def test_dilated_convolutions_equal_the_convolution_and_its_derivatives(size, ch
     jax.tree.map(_close, *(jax.jit(partial(everything, f))() for f in (ops.conv_general_dilated, jax.lax.conv_general_dilated)))
 
 
+@pytest.mark.parametrize("channels", [8, 16, 64])
+def test_one_filter_of_one_pixel_rounds_alike_in_images_of_any_shape(channels):
+    r = np.random.default_rng(0)
+    x, kernel = r.normal(size=(1, 97, 131, channels)).astype(np.float32), r.normal(size=(1, 1, channels, 1)).astype(np.float32)
+    f = jax.jit(lambda x: ops.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+    whole = np.asarray(f(x))
+    for h, w in ((26, 26), (31, 35), (89, 36)):
+        np.testing.assert_array_equal(f(x[:, 2 : 2 + h, 4 : 4 + w]), whole[:, 2 : 2 + h, 4 : 4 + w])
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="these forms are for CPUs")
 def test_each_gradient_is_computed_in_its_own_form():
     def gradient(of, x, kernel):

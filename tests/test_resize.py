@@ -176,6 +176,16 @@ def test_both_axes_at_once_are_one_after_the_other(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(68, 68, 64), (97, 43, 3), (64, 64, 16), (211, 97, 24)])
+def test_bilinear_twice_as_large_rounds_alike_in_images_of_any_shape(shape):
+    double = jax.jit(lambda x: resize(x, (2 * x.shape[0], 2 * x.shape[1])))
+    image = random_array(*shape)
+    whole = np.asarray(double(image))
+    for h, w in ((17, 20), (26, 26), (31, 13), (12, 40)):
+        part = np.asarray(double(image[2 : 2 + h, 3 : 3 + w]))
+        np.testing.assert_array_equal(part[1:-1, 1:-1], whole[5 : 3 + 2 * h, 7 : 5 + 2 * w])
+
+
 @pytest.mark.parametrize("new", [(10, 14), (10, 4)])
 @pytest.mark.parametrize("barriers", [False, True])
 def test_the_derivative_is_the_map_itself_whichever_way_it_is_written(barriers, new, monkeypatch):

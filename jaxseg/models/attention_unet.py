@@ -106,7 +106,8 @@ class AttentionGate(nn.Module):
         c = skip.shape[-1]
         x = nn.Conv(c, (2, 2), 2, use_bias=False, kernel_init=he_normal, dtype=self.dtype, name="skip")(skip)
         g = nn.Conv(c, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="signal")(signal)
-        psi = nn.Conv(1, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="psi")(nn.relu(x + g))
+        one = nn.Conv(1, (1, 1), kernel_init=he_normal, dtype=self.dtype, conv_general_dilated=ops.conv_general_dilated, name="psi")
+        psi = one(nn.relu(x + g))
         return _enlarged(nn.sigmoid(psi), 2)[:, : skip.shape[1], : skip.shape[2]]
 
 

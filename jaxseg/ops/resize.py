@@ -170,9 +170,10 @@ def _one_after_the_other(x: Float[Array, "*n h w c"], rows: Phases, columns: Pha
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _at_once(x: Float[Array, "*n h w c"], rows: Phases, columns: Phases) -> Float[Array, "*n h2 w2 c"]:
-    """Both axes as one sum, which writes the result once. Its transpose reads each pixel of the cotangent in four places, which on CPUs
-    takes three times as long where the cotangent is not in the cache: the derivative is written as one axis after the other."""
-    return _sums(x, rows, columns)
+    """Both axes as one sum, which writes the result once, in the same bits for images of any shape (`_powers`). Its transpose reads each
+    pixel of the cotangent in four places, which on CPUs takes three times as long where the cotangent is not in the cache: the derivative
+    is written as one axis after the other."""
+    return _sums(x, rows, columns._replace(weights={at: _powers(v) for at, v in columns.weights.items()}))
 
 
 @_at_once.defjvp
@@ -225,7 +226,18 @@ def _shift(x: Array, by: dict[int, int]) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [(-by.get(d, 0), by.get(d, 0), 0) for d in range(x.ndim)]) if any(by.values()) else x
 
 
+def _powers(weight: np.ndarray) -> np.ndarray:
+    """Two powers of two that add up to the weights, [2, blocks], where there are such; or the weights. A product with a power of two is
+    exact, so that it is one whether XLA adds it in one rounding or in two, which changes with the shape of the image."""
+    if weight.min() < 0 or not weight.any():
+        return weight
+    low = np.where(weight > 0, 2.0 ** np.floor(np.log2(weight[weight > 0].min())), 0)
+    parts = np.stack([low, weight - low])
+    return parts if parts[1].any() and np.isin(np.frexp(parts)[0], (0, 0.5)).all() else weight
+
+
 def _sums(x: Float[Array, "*n h w c"], rows: Phases, columns: Phases) -> Float[Array, "*n h2 w2 c"]:
+    """With the columns' weights as they are, or as parts that add up to them, [parts, blocks]."""
     h, w = x.ndim - 3, x.ndim - 2
     parts = {(q, r): y for q, z in _parts(x, h, rows).items() for r, y in _parts(z, w, columns).items()}
     phase = [[jnp.zeros((), x.dtype)] * columns.a for _ in range(rows.a)]
@@ -233,7 +245,8 @@ def _sums(x: Float[Array, "*n h w c"], rows: Phases, columns: Phases) -> Float[A
         for (j, r, m), v in columns.weights.items():
             # Weighted, then shifted: the transpose shifts what it reads and weighs that, which XLA fuses into one loop.
             y = jnp.multiply(_at_source(u, k, x.dtype)[..., None, None], parts[q, r])
-            y = _shift(jnp.multiply(_at_source(v, m, x.dtype)[..., None], y), {h: k, w: m})
+            y = functools.reduce(jnp.add, [jnp.multiply(_at_source(part, m, x.dtype)[..., None], y) for part in np.atleast_2d(v)])
+            y = _shift(y, {h: k, w: m})
             phase[i][j] = phase[i][j] + y if phase[i][j].ndim else y
     shape = max((y.shape for line in phase for y in line), key=len)
     y = jnp.stack([jnp.stack([jnp.broadcast_to(y, shape) for y in line], w + 1) for line in phase], h + 1)
