@@ -68,10 +68,10 @@ def tiled_regions(
     """A function (variables, image, skip=0) -> the image's logits, region by region, each pixel once.
 
     Without `blend` they are bit for bit those of `jax.jit(apply)` of the whole image, which a model that shrinks its image is given with a
-    border by reflection, to its next legal size. (On CPUs models that enlarge bilinearly by 2, such as `AttentionUNet` or any with
-    `BilinearConv`, and some with layers of one or three channels have been seen to differ in the last bits: XLA rounds such maps by their
-    shape.) How far tiles must overlap is read off the traced model. With `blend` tiles of any padded model overlap by `overlap` and are
-    averaged, most weight at their middle, or with "crop" give their middles: cheaper, and an approximation.
+    border by reflection, to its next legal size. (On CPUs models that enlarge bicubically, and some with layers of one or three channels,
+    have been seen to differ in the last bits: XLA rounds such maps by their shape.) How far tiles must overlap is read off the traced
+    model. With `blend` tiles of any padded model overlap by `overlap` and are averaged, most weight at their middle, or with "crop" give
+    their middles: cheaper, and an approximation.
 
     Of volumes, with axes=3, the same: [D, H, W, C] or [N, D, H, W, C], in cubes, not averaged, and exact to rounding.
 
