@@ -48,7 +48,7 @@ def main(
     Args:
       out: the table, in Markdown.
       only: these models; all by default.
-      images: so many of the sizes, for a shorter run.
+      images: so many of the sizes, the last ones, for a shorter run.
       tiles: so many of the tiles.
     """
     get_config = load_get_config(CONFIG)
@@ -75,8 +75,9 @@ def row(name: str, network: nn.Module, images: int, tiles: int) -> str:
     unit = UNITS.get(name, 1)
     refused = ""
     for least in TILES:
+        shapes = list(sizes(least, unit))[-images:]
         try:
-            need_plans(tiled(network.apply, tile=least), variables, itertools.islice(sizes(least, unit), images))
+            need_plans(tiled(network.apply, tile=least), variables, shapes)
             break
         except InputError as error:
             refused = str(error).partition(": ")[2].partition(". ")[0]
@@ -85,7 +86,6 @@ def row(name: str, network: nn.Module, images: int, tiles: int) -> str:
     exact = [tiled(network.apply, tile=least + more) for more in MORE[:tiles]]
     blends = [] if "unpadded" in name else [tiled(network.apply, tile=least, blend="gaussian", overlap=overlap) for overlap in OVERLAPS]
     logits, wrong, seams = 0, 0, np.zeros(len(OVERLAPS))
-    shapes = list(itertools.islice(sizes(least, unit), images))
     for size in shapes:
         image = np.random.default_rng(size[0]).random((*size, CHANNELS), np.float32)
         expected = np.asarray(whole(variables, image))
