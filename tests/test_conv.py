@@ -157,6 +157,7 @@ def test_one_filter_a_channel_equals_the_convolution_and_its_derivatives(taps, s
     [
         (1, (1, 1), (5, 40), 0),
         (1, (2, 3), (5, 7), 0),
+        (1, (1, 1), (5, 1), 0),
         (3, (1, 1), (5, 6), 1),
         (3, (1, 1), (5, 6), 0),
         (3, (1, 1), (129, 128), 1),

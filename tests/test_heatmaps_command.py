@@ -179,6 +179,16 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_shown(trained,
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"disc00_classes.png", "heatmaps.html"}
 
 
+def test_images_of_one_line_have_all_pictures(trained, tmp_path):
+    Image.new("L", (1, 1), 90).save(tmp_path / "one.png")
+    Image.new("L", (30, 1), 90).save(tmp_path / "strip.png")
+    images = [str(tmp_path / f"{name}.png") for name in ("one", "strip")]
+    assert main(["heatmaps", str(trained), *images, "--layer", LAYERS[0], "--out", str(tmp_path / "out")]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "heatmaps.html" in names
+    assert any("effective" in name for name in names)
+
+
 def test_a_page_of_nothing_or_of_wrong_fields_is_an_error(tmp_path):
     line = np.arange(3), np.arange(3)
     layer = Layer("a", [Heat("b", np.ones((3, 4)), 0.0, 1.0)], (line, line), "")

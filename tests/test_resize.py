@@ -251,7 +251,15 @@ def test_every_new_pixel_hands_a_weight_of_one_back():
 
 
 @pytest.mark.parametrize(
-    ("method", "new"), [("nearest", (13, 8)), ("nearest_exact", (4, 3)), ("nearest", (12, 10)), ("bilinear", (12, 20))]
+    ("method", "new"),
+    [
+        ("nearest", (13, 8)),
+        ("nearest_exact", (4, 3)),
+        ("nearest", (12, 10)),
+        ("bilinear", (12, 20)),
+        ("bilinear", (12, 10)),
+        ("bilinear", (12, 2)),
+    ],
 )
 def test_nan_and_infinity_stay_within_their_footprints(method, new):
     f = jax.jit(partial(resize, size=new, method=method))

@@ -87,7 +87,7 @@ def conv_general_dilated(
         if min(h, w) > 0 and kernel.shape[2:] == (1, feature_group_count) and x.shape[3] == feature_group_count > 1:
             return _depthwise(x, kernel[:, :, 0], stride, edges, holes)
         if dense and kernel.shape[:2] == (1, 1) and not any((top, bottom, left, right)):
-            return _pixelwise(x[:, :: stride[0], :: stride[1]], kernel)
+            return (_one_filter if kernel.shape[3] == 1 else _pixelwise)(x[:, :: stride[0], :: stride[1]], kernel)
         if dense and stride == (1, 1):
             i, o = kernel.shape[2:]
             pixels, three = x.shape[0] * h * w, kernel.shape[:2] == (3, 3)
@@ -145,9 +145,13 @@ def _slices(
 def _pixelwise(x: Float[Array, "n h w i"], kernel: Float[Array, "1 1 i o"]) -> Float[Array, "n h w o"]:
     """One matrix product; its transpose in the kernel takes half as long as a convolution's."""
     n, h, w, i = x.shape
-    o = kernel.shape[3]
-    columns = jnp.pad(kernel[0, 0], [(0, 0), (0, 1)]) if o == 1 else kernel[0, 0]  # with a vector XLA rounds by the number of pixels
-    return jnp.matmul(x.reshape(n * h * w, i), columns).reshape(n, h, w, columns.shape[1])[..., :o]
+    return jnp.matmul(x.reshape(n * h * w, i), kernel[0, 0]).reshape(n, h, w, kernel.shape[3])
+
+
+@product_rule(x=_pixelwise, kernel=_pixelwise)
+def _one_filter(x: Float[Array, "n h w i"], kernel: Float[Array, "1 1 i 1"]) -> Float[Array, "n h w 1"]:
+    """With zeros beside it: the product with a vector XLA rounds by the number of pixels, that with a matrix alike from about 100 on."""
+    return _pixelwise(x, jnp.pad(kernel, [*[(0, 0)] * 3, (0, 1)]))[..., :1]
 
 
 def _direct(x: Float[Array, "n h w i"], kernel: Float[Array, "kh kw i o"], padding: Padding) -> Float[Array, "n h2 w2 o"]:

@@ -170,7 +170,8 @@ def _one_after_the_other(x: Float[Array, "*n h w c"], rows: Phases, columns: Pha
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _at_once(x: Float[Array, "*n h w c"], rows: Phases, columns: Phases) -> Float[Array, "*n h2 w2 c"]:
-    """Both axes as one sum, which writes the result once, in the same bits for images of any shape (`_powers`). Its transpose reads each
+    """Both axes as one sum, which writes the result once, where both double in the same bits for images of any shape from three
+    pixels a side on (`_powers`). Its transpose reads each
     pixel of the cotangent in four places, which on CPUs takes three times as long where the cotangent is not in the cache: the derivative
     is written as one axis after the other."""
     return _sums(x, rows, columns._replace(weights={at: _powers(v) for at, v in columns.weights.items()}))
@@ -233,7 +234,8 @@ def _powers(weight: np.ndarray) -> np.ndarray:
         return weight
     low = np.where(weight > 0, 2.0 ** np.floor(np.log2(weight[weight > 0].min())), 0)
     parts = np.stack([low, weight - low])
-    return parts if parts[1].any() and np.isin(np.frexp(parts)[0], (0, 0.5)).all() else weight
+    # A part that is zero where the weight is not would make nan of infinity.
+    return parts if ((parts > 0) == (weight > 0)).all() and np.isin(np.frexp(parts)[0], (0, 0.5)).all() else weight
 
 
 def _sums(x: Float[Array, "*n h w c"], rows: Phases, columns: Phases) -> Float[Array, "*n h2 w2 c"]:
