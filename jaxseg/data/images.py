@@ -175,8 +175,8 @@ def _without_alpha(array: np.ndarray, name: str) -> np.ndarray:
     opaque = 1.0 if array.dtype.kind == "f" else np.iinfo(array.dtype).max
     if not (array[..., -1] == opaque).all():
         raise InputError(
-            f"{name}: has a transparency channel that is not opaque everywhere; {array.shape[-1] - 1} channels without alpha are required:"
-            " flatten it, or save the fourth channel as a plain one in a TIFF file"
+            f"{name}: has a transparency channel that is not opaque everywhere; required is an image without one:"
+            " flatten it, or save it as a plain channel of a TIFF file"
         )
     return array[..., :-1]
 

@@ -170,10 +170,9 @@ def _one_after_the_other(x: Float[Array, "*n h w c"], rows: Phases, columns: Pha
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _at_once(x: Float[Array, "*n h w c"], rows: Phases, columns: Phases) -> Float[Array, "*n h2 w2 c"]:
-    """Both axes as one sum, which writes the result once, where both double in the same bits for images of any shape from three
-    pixels a side on (`_powers`). Its transpose reads each
-    pixel of the cotangent in four places, which on CPUs takes three times as long where the cotangent is not in the cache: the derivative
-    is written as one axis after the other."""
+    """Both axes as one sum, which writes the result once. Where both double, its bits are alike in images of any shape from three pixels a
+    side on (`_powers`). Its transpose reads each pixel of the cotangent in four places, which on CPUs takes three times as long where the
+    cotangent is not in the cache: the derivative is written as one axis after the other."""
     return _sums(x, rows, columns._replace(weights={at: _powers(v) for at, v in columns.weights.items()}))
 
 
