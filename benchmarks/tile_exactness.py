@@ -34,7 +34,7 @@ TILES = (32, 64, 88, 128, 192, 256, 384, 512, 704, 832, 1088)
 """That are tried for the smallest."""
 MORE = (0, 16, 45)
 """Pixels by which the tiles are larger than the smallest."""
-UNITS = {"heatmap": 4, "fcn_resnet": 8}
+UNITS = {"heatmap": 4, "fcn_resnet": 8, "encoder_unet": 32}
 """Models that stretch their map to the image, but of sides that are multiples of these have exact tiles."""
 OVERLAPS = (0.25, 0.5)
 HEAD = "| model | tiles | images | logits | not the whole's | blended, overlap 0.25 | 0.5 |\n| --- | --- | --- | --: | --: | --: | --: |"
