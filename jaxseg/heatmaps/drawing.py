@@ -66,7 +66,7 @@ def of_effective_field(field: Float[np.ndarray, "h w"], box: Box) -> bytes:
     figure, (axes,) = _grid(1, field.shape, inches=5)
     relative = field / field.max()
     picture = axes.imshow(relative, cmap=COLOURS, vmin=0, vmax=1, interpolation="nearest")
-    if min(field.shape) > 1:  # of one line there is no contour
+    if min(field.shape) > 1:  # matplotlib draws no contour of a single line
         axes.contour(relative, levels=[1 - 0.9545], colors="#3df", linewidths=0.8)
     _frame(axes, box)
     (top, bottom), (left, right) = box

@@ -67,7 +67,7 @@ def conv_general_dilated(
     * From 128 channels, 3x3 (dilated by up to 4) with fewer pixels and any size with at most a pixel for four output channels: a product
       with the patches.
     * 3x3 with fewer than 32 output channels, undilated: the weight gradient is computed with zeros beside them.
-    * 1x1 without padding, of any stride: a matrix product.
+    * 1x1 without padding, of any stride: a matrix product, of one output channel with zeros beside it in the forward pass.
     * One filter a channel, of any size, stride and dilation: a sum of shifted images.
     * Volumes, [N, D, H, W, I], of any stride and dilation: one of the above or a plain convolution of images, the slices that a kernel
       reaches side by side as their channels.
