@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxseg.errors import InputError
-from jaxseg.unsupervised.kanezaki import Conv3x3, FeatureClustering, _first_weights, clustering_loss, kanezaki
+from jaxseg.unsupervised.kanezaki import Conv3x3, FeatureClustering, _first_weights, clustering_loss, kanezaki, kanezaki_levels
 
 
 def flag(shape=(12, 36)):
@@ -101,6 +101,20 @@ def test_stops_at_the_minimum_and_at_the_last_iteration():
     one = kanezaki(flag(), iterations=1, **OPTIONS)
     np.testing.assert_array_equal(kanezaki(flag(), iterations=50, min_labels=6, **OPTIONS), one)
     assert (kanezaki(flag(), iterations=50, min_labels=1, **OPTIONS) != one).any()
+
+
+def test_levels_of_one_training_are_those_of_trainings_apart():
+    """Also where a level is passed at once, and where training has ended before."""
+    options = OPTIONS | {"iterations": 20}
+    levels = list(kanezaki_levels(flag(), (5, 4, 4, 1), **options))
+    assert len({int(level.max()) for level in levels}) > 1
+    for number, level in zip((5, 4, 4, 1), levels, strict=True):
+        np.testing.assert_array_equal(kanezaki(flag(), min_labels=number, **options), level)
+
+
+def test_levels_that_grow_are_refused():
+    with pytest.raises(InputError, match=r"min_labels \(3, 4\); required the largest first"):
+        next(kanezaki_levels(flag(), (3, 4)))
 
 
 @pytest.mark.slow

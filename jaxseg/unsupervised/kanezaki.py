@@ -1,6 +1,7 @@
 """Differentiable feature clustering: a small network, trained on the one image until its largest response says the segment."""
 
 import functools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxseg.errors import InputError
 from jaxseg.ops.shapes import integer
 from jaxseg.unsupervised.features import checked, consecutive, need_numbers
 
@@ -106,11 +108,38 @@ def kanezaki(
     Source: Kim, Kanezaki, Tanaka 2020, Unsupervised Learning of Image Segmentation Based on Differentiable Feature Clustering, IEEE TIP 29
     (after Kanezaki 2018, ICASSP, whose superpixels the continuity replaces).
     """
+    options = {"iterations": iterations, "channels": channels, "continuity": continuity, "learning_rate": learning_rate}
+    return next(kanezaki_levels(image, (min_labels,), **options, shrink=shrink, seed=seed))
+
+
+def kanezaki_levels(
+    image: Float[Array, "h w c"],
+    min_labels: Sequence[int],
+    *,
+    iterations: int = 200,
+    channels: int = 32,
+    continuity: float = 1.0,
+    learning_rate: float = 0.1,
+    shrink: int = 2,
+    seed: int = 0,
+) -> Iterator[Int[Array, "h w"]]:
+    """`kanezaki` at several `min_labels`, the largest first, from one training: each goes on where the one before has stopped.
+
+    Raises:
+      InputError: as `kanezaki`; `min_labels` grow.
+    """
     image = checked("kanezaki", image)
-    least = {"min_labels": min_labels, "iterations": iterations, "channels": channels, "shrink": shrink}
+    numbers = [integer("kanezaki", "min_labels", value, 1) for value in min_labels]
+    if numbers != sorted(numbers, reverse=True):
+        raise InputError(f"kanezaki: got min_labels {tuple(min_labels)}; required the largest first, for training only takes labels away.")
+    least = {"iterations": iterations, "channels": channels, "shrink": shrink}
     counts = [integer("kanezaki", name, value, 1) for name, value in least.items()]
     need_numbers("kanezaki", zero=True, continuity=continuity, learning_rate=learning_rate)
-    return _kanezaki(image, _first_weights(channels, seed), *counts, continuity, learning_rate)
+    params = _first_weights(channels, seed)
+    state = _State(jnp.int32(0), jnp.int32(jnp.iinfo(jnp.int32).max), params, jax.tree.map(jnp.zeros_like, params))
+    for number in numbers:
+        state, label = _kanezaki(image, state, number, *counts, continuity, learning_rate)
+        yield label
 
 
 @functools.partial(jax.jit, static_argnames="channels")  # apart, since XLA takes longer over it than over the training
@@ -119,7 +148,7 @@ def _first_weights(channels: int, seed: int) -> PyTree:
 
 
 @functools.partial(jax.jit, static_argnames=("channels", "shrink"))
-def _kanezaki(image, params, min_labels, iterations, channels, shrink, continuity, learning_rate) -> Array:
+def _kanezaki(image, state: _State, min_labels, iterations, channels, shrink, continuity, learning_rate) -> tuple[_State, Array]:
     h, w, c = image.shape
     whole = jnp.pad(image, ((0, -h % shrink), (0, -w % shrink), (0, 0)), mode="edge")
     small = whole.reshape(-1, shrink, whole.shape[1] // shrink, shrink, c).mean((1, 3))[None]
@@ -138,7 +167,6 @@ def _kanezaki(image, params, min_labels, iterations, channels, shrink, continuit
     def going_on(state: _State) -> Array:
         return (state.iteration < iterations) & (state.labels > min_labels)
 
-    first = _State(jnp.int32(0), jnp.asarray(channels + min_labels), params, jax.tree.map(jnp.zeros_like, params))
-    params = lax.while_loop(going_on, step, first).params
-    label = jnp.argmax(model.apply({"params": params}, small)[0], -1)
-    return consecutive(label, channels).repeat(shrink, 0).repeat(shrink, 1)[:h, :w].astype(jnp.int32)
+    state = lax.while_loop(going_on, step, state)
+    label = jnp.argmax(model.apply({"params": state.params}, small)[0], -1)
+    return state, consecutive(label, channels).repeat(shrink, 0).repeat(shrink, 1)[:h, :w].astype(jnp.int32)
