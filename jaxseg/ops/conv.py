@@ -198,12 +198,14 @@ def _narrow(x: Array, kernel: Array, padding: Padding) -> Array:
 def _depthwise(
     x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c"], stride: Sequence[int], padding: Any, dilation: Sequence[int]
 ) -> Float[Array, "n h2 w2 c"]:
-    """The sum over the kernel's taps of x, shifted, times the tap."""
+    """The sum over the kernel's taps of x, shifted, times the tap. Between barriers: XLA would compute what makes x again for each tap."""
+    x, kernel = lax.optimization_barrier((x, kernel))
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*edge, 0) for edge in padding), (0, 0, 0)])
     taps = [range(0, d * k, d) for d, k in zip(dilation, kernel.shape, strict=False)]
     h, w = ((n - tap[-1] - 1) // s + 1 for n, tap, s in zip(x.shape[1:3], taps, stride, strict=True))
     shifted = (x[:, a : a + stride[0] * h : stride[0], b : b + stride[1] * w : stride[1]] for a in taps[0] for b in taps[1])
-    return functools.reduce(jnp.add, (part[:, :h, :w] * tap for part, tap in zip(shifted, kernel.reshape(-1, x.shape[3]), strict=True)))
+    parts = (part[:, :h, :w] * tap for part, tap in zip(shifted, kernel.reshape(-1, x.shape[3]), strict=True))
+    return lax.optimization_barrier(functools.reduce(jnp.add, parts))
 
 
 # F(4x4, 3x3): a filter and a row of inputs are taken as polynomials, multiplied at five points and infinity, and put together again.
