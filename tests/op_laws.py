@@ -16,6 +16,13 @@ needs_torch = pytest.mark.skipif(
 )
 
 
+def spread(firsts, seconds):
+    """All pairs; quick are those with every first and every second once, or as often as the shorter list goes into the longer."""
+    n = min(len(firsts), len(seconds))
+    quick = ((i % n == j % n, a, b) for i, a in enumerate(firsts) for j, b in enumerate(seconds))
+    return [pytest.param(a, b, marks=() if now else pytest.mark.slow) for now, a, b in quick]
+
+
 def random_array(*shape, seed=0, ties=False):
     r = np.random.default_rng(seed)
     return np.asarray(r.integers(-1, 2, shape) if ties else r.normal(size=shape), np.float32)

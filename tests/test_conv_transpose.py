@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from op_laws import DTYPES, LEADING, MOVES, compiled_names, forward_and_backward, hlo_names, needs_torch, random_array
+from op_laws import DTYPES, LEADING, MOVES, compiled_names, forward_and_backward, hlo_names, needs_torch, random_array, spread
 
 from jaxseg import ops
 from jaxseg.errors import InputError
@@ -106,9 +106,11 @@ def test_conv_transpose_equals_torch_in_value_and_gradients(configuration):
         _equals_torch(*configuration)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7])
-@pytest.mark.parametrize(("k", "s", "p", "q"), [(3, 2, 1, 1), (4, 2, 1, 0), (5, 3, 0, 2), (3, 4, 0, 0), (9, 2, 4, 1)])
-def test_a_weight_gradient_is_the_same_in_parts_of_any_rows(k, s, p, q, rows):
+@pytest.mark.parametrize(
+    ("layer", "rows"), spread([(3, 2, 1, 1), (4, 2, 1, 0), (5, 3, 0, 2), (3, 4, 0, 0), (9, 2, 4, 1)], [1, 2, 3, 7]), ids=str
+)
+def test_a_weight_gradient_is_the_same_in_parts_of_any_rows(layer, rows):
+    k, s, p, q = layer
     x, kernel = random_array(2, 7, 3, 4), random_array(k, k, 4, 5, seed=1)
     values = 2 * 7 * 3 * k * k * 5
     with mock.patch.object(sys.modules["jaxseg.ops.conv_transpose"], "COPIED", -(-values * rows // 7)):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from op_laws import spread
 from random_variables import random_variables
 
 from jaxseg.errors import InputError
@@ -39,8 +40,7 @@ def _tiled(padding, tile):
     return tiled(_unet(padding)[0], tile=tile, batch=2)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("size", "padding"), spread(SIZES, ["valid", "same"]), ids=str)
 def test_tiles_are_the_whole_bit_for_bit(padding, size):
     _, variables, whole = _unet(padding)
     image = _image(*size, 1)
@@ -101,7 +101,7 @@ def test_a_model_that_was_compiled_before_is_planned_alike():
     np.testing.assert_array_equal(tiled(apply, tile=15)(variables, image), expected)
 
 
-@pytest.mark.parametrize("size", [(26, 114), (53, 53), (88, 88), (107, 67)])
+@pytest.mark.parametrize("size", [(26, 114), (53, 53), *(pytest.param(size, marks=pytest.mark.slow) for size in ((88, 88), (107, 67)))])
 def test_cells_of_an_unpadded_model_end_where_the_whole_s_do(size):
     """Its coarsest level is computed in cells of 4 x 4; the last ones are cut by the whole's end, and round by what is left of them."""
     model = UNet(2, (16, 32, 64))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from op_laws import spread
 from random_variables import random_variables
 
 from jaxseg import ops
@@ -120,8 +121,7 @@ def test_the_overlapping_transposed_convolution_keeps_the_place():
     np.testing.assert_allclose(y, ops.upsample_prediction(x, 4), rtol=1e-5, atol=1e-5)
 
 
-@EVERY
-@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("name", "padding"), spread(list(UPSAMPLERS), ["valid", "same"]))
 def test_every_upsampler_works_in_a_unet_under_jit_grad_and_vmap(name, padding):
     model = UNet(num_classes=2, features=(4, 6), padding=padding, upsample=UPSAMPLERS[name])
     image = np.random.default_rng(1).normal(size=(2, 1, *((20, 24) if padding == "valid" else (9, 14)), 1)).astype(np.float32)
