@@ -149,6 +149,7 @@ def test_one_filter_a_channel_equals_the_convolution_and_its_derivatives(taps, s
         _close(mine, expected)
     tangents = random_array(*x.shape, seed=3), random_array(*kernel.shape, seed=4)
     _close(jax.jvp(ours, (x, kernel), tangents)[1], jax.jvp(stock, (x, kernel), tangents)[1])
+    _close(jax.linear_transpose(lambda x: ours(x, kernel), x)(g)[0], jax.linear_transpose(lambda x: stock(x, kernel), x)(g)[0])
 
 
 @pytest.mark.parametrize(
@@ -189,8 +190,8 @@ def test_pixelwise_narrow_and_small_convolutions_equal_the_convolution_and_its_d
     ids=str,
 )
 def test_dilated_convolutions_equal_the_convolution_and_its_derivatives(layer, padding):
-    size, channels, dilation = layer
     """By minimal filtering of every so many pixels, and by patches."""
+    size, channels, dilation = layer
     x, kernel = random_array(3, *size, channels[0]), random_array(3, 3, *channels, seed=1)
     dx, dkernel = random_array(*x.shape, seed=2), random_array(*kernel.shape, seed=3)
 

@@ -112,6 +112,14 @@ def test_levels_of_one_training_are_those_of_trainings_apart():
         np.testing.assert_array_equal(kanezaki(flag(), min_labels=number, **options), level)
 
 
+def test_64_bit_numbers_are_taken():
+    """The network then has them too, so labels may be others."""
+    with jax.enable_x64(True):
+        label = kanezaki(flag(), iterations=3, **OPTIONS)
+    assert (label.dtype, label.shape) == (jnp.int32, (12, 36))
+    assert np.unique(label).tolist() == list(range(int(label.max()) + 1))
+
+
 def test_levels_that_grow_are_refused():
     with pytest.raises(InputError, match=r"min_labels \(3, 4\); required the largest first"):
         next(kanezaki_levels(flag(), (3, 4)))

@@ -572,10 +572,10 @@ def test_an_all_gather_is_seen_where_there_is_one(sharded):
     assert "all-gather" in sharded["reversed by a gather"][0]
 
 
-@pytest.mark.parametrize("stride", [8, 16])  # overlapping or not
+@pytest.mark.parametrize("stride", [10, 17])  # overlapping or not
 def test_unpooling_takes_positions_of_any_type(stride):
     index = np.random.default_rng(0).integers(0, 256, (1, 3, 3, 1))
-    unpool = jax.jit(lambda index: pooling.max_unpool(jnp.ones(index.shape), index, 16, stride))
+    unpool = jax.jit(lambda index: pooling.max_unpool(jnp.ones(index.shape), index, 17, stride))
     np.testing.assert_array_equal(unpool(jnp.asarray(index, jnp.uint8)), unpool(jnp.asarray(index, jnp.int32)))
     assert not unpool(jnp.full(index.shape, -1, jnp.int8)).any()
 

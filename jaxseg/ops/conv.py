@@ -199,8 +199,7 @@ def _depthwise(
     x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c"], stride: Sequence[int], padding: Any, dilation: Sequence[int]
 ) -> Float[Array, "n h2 w2 c"]:
     """The sum over the kernel's taps of x, shifted, times the tap. Between barriers: XLA would compute what makes x again for each tap."""
-    x, kernel = lax.optimization_barrier((x, kernel))
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*edge, 0) for edge in padding), (0, 0, 0)])
+    x = lax.pad(lax.optimization_barrier(x), jnp.zeros((), x.dtype), [(0, 0, 0), *((*edge, 0) for edge in padding), (0, 0, 0)])
     taps = [range(0, d * k, d) for d, k in zip(dilation, kernel.shape, strict=False)]
     h, w = ((n - tap[-1] - 1) // s + 1 for n, tap, s in zip(x.shape[1:3], taps, stride, strict=True))
     shifted = (x[:, a : a + stride[0] * h : stride[0], b : b + stride[1] * w : stride[1]] for a in taps[0] for b in taps[1])

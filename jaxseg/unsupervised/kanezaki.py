@@ -131,7 +131,7 @@ def kanezaki_levels(
     image = checked("kanezaki", image)
     numbers = [integer("kanezaki", "min_labels", value, 1) for value in min_labels]
     if numbers != sorted(numbers, reverse=True):
-        raise InputError(f"kanezaki: got min_labels {tuple(min_labels)}; required the largest first, for training only takes labels away.")
+        raise InputError(f"kanezaki: got min_labels {tuple(numbers)}; required the largest first, for training only takes labels away.")
     least = {"iterations": iterations, "channels": channels, "shrink": shrink}
     counts = [integer("kanezaki", name, value, 1) for name, value in least.items()]
     need_numbers("kanezaki", zero=True, continuity=continuity, learning_rate=learning_rate)
@@ -162,7 +162,7 @@ def _kanezaki(image, state: _State, min_labels, iterations, channels, shrink, co
         (_, label), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         velocity = jax.tree.map(lambda v, g: _MOMENTUM * v + g, state.velocity, gradient)
         params = jax.tree.map(lambda p, v: p - learning_rate * v, state.params, velocity)
-        return _State(state.iteration + 1, (jnp.bincount(label.ravel(), length=channels) > 0).sum(), params, velocity)
+        return _State(state.iteration + 1, (jnp.bincount(label.ravel(), length=channels) > 0).sum(dtype=jnp.int32), params, velocity)
 
     def going_on(state: _State) -> Array:
         return (state.iteration < iterations) & (state.labels > min_labels)
