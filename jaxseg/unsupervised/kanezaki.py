@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -108,26 +108,23 @@ def kanezaki(
     Source: Kim, Kanezaki, Tanaka 2020, Unsupervised Learning of Image Segmentation Based on Differentiable Feature Clustering, IEEE TIP 29
     (after Kanezaki 2018, ICASSP, whose superpixels the continuity replaces).
     """
-    options = {"iterations": iterations, "channels": channels, "continuity": continuity, "learning_rate": learning_rate}
-    return next(kanezaki_levels(image, (min_labels,), **options, shrink=shrink, seed=seed))
+    return next(_levels(image, (min_labels,), iterations, channels, continuity, learning_rate, shrink, seed))
 
 
-def kanezaki_levels(
-    image: Float[Array, "h w c"],
-    min_labels: Sequence[int],
-    *,
-    iterations: int = 200,
-    channels: int = 32,
-    continuity: float = 1.0,
-    learning_rate: float = 0.1,
-    shrink: int = 2,
-    seed: int = 0,
-) -> Iterator[Int[Array, "h w"]]:
+def kanezaki_levels(image: Float[Array, "h w c"], min_labels: Sequence[int], **options: Any) -> Iterator[Int[Array, "h w"]]:
     """`kanezaki` at several `min_labels`, the largest first, from one training: each goes on where the one before has stopped.
+
+    Args:
+      options: the others of `kanezaki`.
 
     Raises:
       InputError: as `kanezaki`; `min_labels` grow.
     """
+    defaults = {name: value for name, value in (kanezaki.__kwdefaults__ or {}).items() if name != "min_labels"}
+    return _levels(image, min_labels, **(defaults | options))
+
+
+def _levels(image, min_labels, iterations, channels, continuity, learning_rate, shrink, seed) -> Iterator[Int[Array, "h w"]]:
     image = checked("kanezaki", image)
     numbers = [integer("kanezaki", "min_labels", value, 1) for value in min_labels]
     if numbers != sorted(numbers, reverse=True):
