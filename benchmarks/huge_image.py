@@ -22,11 +22,12 @@ import tifffile
 import jaxseg
 from jaxseg.cli import script
 from jaxseg.data import cells
+from jaxseg.predict import tiles_at_once
 
 MAKING = 256  # side of the file's tiles, and of a generated picture
 
 
-def main(run: Path, folder: Path, side: tuple[int, ...] = (30000,), tile: int = 1024) -> None:
+def main(run: Path, folder: Path, side: tuple[int, ...] = (30000,), tile: int = 2016) -> None:
     """Memory, time and throughput of predicting images of these sides.
 
     Args:
@@ -73,8 +74,9 @@ def _write(path: Path, side: int) -> None:
 
 
 def _resident(apply, variables, tile: int) -> tuple[float, float]:
-    """Seconds, and seconds of processors, a pixel; medians of a few."""
-    step, image = jax.jit(apply), jax.device_put(np.random.default_rng(0).uniform(size=(4, tile, tile, 1)).astype(np.float32))
+    """Seconds, and seconds of processors, a pixel; medians of a few, of as many tiles as the command predicts at a time."""
+    step = jax.jit(apply)
+    image = jax.device_put(np.random.default_rng(0).uniform(size=(tiles_at_once(tile), tile, tile, 1)).astype(np.float32))
     step(variables, image).block_until_ready()
     times, busy = [], []
     for _ in range(5):

@@ -32,6 +32,7 @@ from jaxseg.run_folder import Run, load_run
 TILE, CUBE = 512, 96
 """Sides of the tiles of images and of volumes where nothing is said."""
 
+Regions = Callable[..., Iterator[Region]]
 Segment = Callable[[Float[np.ndarray, "h w c"]], Float[Any, "h w k"]]
 
 
@@ -82,8 +83,10 @@ def predict(
             "classes, nor the same in a turned image. Leave the option out."
         )
     predict = _predictor(run, dense, tta)
-    regions = _tiles(run, predict, dense is None and not tta, (CUBE if run.takes_volumes else TILE) if tile is None else tile, blend)
-    segment = _segmenter(run, predict, regions, tile is not None or blend is not None)
+    side = (CUBE if run.takes_volumes else TILE) if tile is None else tile
+    regions = functools.partial(_tiles, run, predict, dense is None and not tta, side, blend)
+    segment = _segmenter(run, predict, regions(), tile is not None or blend is not None)
+    by_regions = regions(classes=run.route is None)
     options = [version("jaxseg"), digest(run.variables), run.description["model"], run.description["preprocess"], tile, blend, tta, dense]
     out.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -94,7 +97,7 @@ def predict(
                 if run.takes_volumes and not is_region_file(file):
                     raise InputError(f"{file}: is one image; the model takes volumes. Give a TIFF of all slices, a .npy file or a Zarr.")
                 if is_region_file(file):
-                    _predict_regions(run, regions, file, paths, options)
+                    _predict_regions(run, by_regions, file, paths, options)
                 else:
                     image = read(file, run)
                     _write(run, image, segment(to_float(image)), paths)
@@ -114,12 +117,22 @@ def _predictor(run: Run, dense: Method | None, tta: bool) -> Predict:
     return augmented(predict) if tta else predict
 
 
-def _tiles(run: Run, predict: Predict, exact: bool, tile: int, blend: Blend | None) -> Callable[..., Iterator[Region]]:
-    """(variables, image, skip=0) -> logits, region by region. Exact tiles see their neighbours' pixels: nothing is mirrored in them."""
+def tiles_at_once(side: int) -> int:
+    """Of images: 4 up to 1448 pixels a side, and of larger ones as many as have 2^23 pixels."""
+    return max(min(4, 2**23 // max(side, 1) ** 2), 1)
+
+
+def _tiles(run: Run, predict: Predict, exact: bool, tile: int, blend: Blend | None, *, classes: bool = False) -> Regions:
+    """(variables, image, skip=0) -> logits, or classes. Exact tiles see their neighbours' pixels: nothing is mirrored in them."""
     preprocess, axes = run.description["preprocess"], 3 if run.takes_volumes else 2
-    batch = 4 if axes == 2 else 1
+    options: Any = {
+        "tile": tile,
+        "batch": tiles_at_once(tile) if axes == 2 else 1,
+        "axes": axes,
+        "classes": classes,
+    }
     if blend is not None:
-        return tiled_regions(predict, tile=tile, batch=batch, blend=blend, axes=axes)
+        return tiled_regions(predict, blend=blend, **options)
 
     def apply(variables: Any, image: Float[jax.Array, "n *s c"]) -> Any:
         return run.model.apply(variables, standardise(image, preprocess["mean"], preprocess["std"]))
@@ -132,10 +145,10 @@ def _tiles(run: Run, predict: Predict, exact: bool, tile: int, blend: Blend | No
             else "exact tiles: not with --tta or --dense, which turn or shift each tile. Add --blend gaussian."
         )
 
-    return tiled_regions(apply, tile=tile, batch=batch, axes=axes) if exact and preprocess["resize"] == 1 else refuse
+    return tiled_regions(apply, **options) if exact and preprocess["resize"] == 1 else refuse
 
 
-def _segmenter(run: Run, predict: Predict, regions: Callable[..., Iterator[Region]], tiled: bool) -> Segment:
+def _segmenter(run: Run, predict: Predict, regions: Regions, tiled: bool) -> Segment:
     """Logits of one image in memory: by tiles where that is asked for or the image is large, or else whole."""
     by_tiles = assembled(regions)
     percentiles = run.description["preprocess"].get("percentiles")
@@ -164,7 +177,7 @@ def _write(run: Run, image: np.ndarray, logits: Any, paths: list[Path]) -> None:
         np.save(path, np.asarray(jax.nn.softmax(logits, -1)))
 
 
-def _predict_regions(run: Run, regions: Callable[..., Iterator[Region]], file: Path, paths: list[Path], options: list[Any]) -> None:
+def _predict_regions(run: Run, regions: Regions, file: Path, paths: list[Path], options: list[Any]) -> None:
     """The results for a file that is read region by region: label map and overview."""
     if len(paths) > 2:
         raise InputError(f"{file}: --probabilities is not for files that are read by regions. Leave it out, or cut the image.")

@@ -16,8 +16,10 @@ from PIL import Image
 
 from jaxseg.cli import main
 from jaxseg.data import to_float
-from jaxseg.inference import tiles
+from jaxseg.inference import region_prediction, tiles
 from jaxseg.inference.label_files import open_label_file
+from jaxseg.inference.region_files import RegionFile
+from jaxseg.inference.region_prediction import sampled
 from jaxseg.inference.tiles import tiled_regions, weights
 from jaxseg.run_folder import load_run
 
@@ -159,6 +161,30 @@ def test_a_killed_run_goes_on_and_gives_what_an_uninterrupted_one_gives(suffix, 
     resumed[0, 0] = expected[0, 0]
     np.testing.assert_array_equal(resumed, expected)
     assert sorted(path.name for path in out.iterdir()) == sorted([f"a{labels}", "a_overview.png"])
+
+
+@pytest.mark.parametrize("shown", [1000, 50, 7])
+def test_an_overview_is_the_same_whatever_was_read_before(shown, monkeypatch):
+    monkeypatch.setattr(region_prediction, "SHOWN", shown)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 90, 130, 2), np.uint8)
+    reads = []
+
+    def read(n, rows, columns):
+        reads.append(n)
+        return pixels[n, rows, columns]
+
+    file = RegionFile("a", pixels.shape, pixels.dtype, (3,), read)
+    step = -(-130 // shown)
+    for parts in ([], [(40, 90, 0, 130)], [(0, 31, 0, 130), (31, 90, 0, 77), (29, 90, 70, 130)]):
+        image, sample = sampled(file)
+        for top, bottom, left, right in parts:
+            for n in range(3):
+                part = image.read(n, slice(top, bottom), slice(left, right))
+                np.testing.assert_array_equal(part, pixels[n, top:bottom, left:right])
+        reads.clear()
+        np.testing.assert_array_equal(sample(), pixels[1, ::step, ::step])
+        assert set(reads) <= {1}
+    assert not reads  # all of it had been seen
 
 
 @pytest.mark.parametrize("blend", [None, "gaussian"])

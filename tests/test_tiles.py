@@ -148,6 +148,35 @@ def test_each_pixel_is_written_exactly_once(padding, blend):
         assert (written == 1).all()
 
 
+@pytest.mark.parametrize("blend", [None, "crop", "linear"])
+def test_classes_are_the_largest_logits(blend):
+    apply, variables, _ = _unet("same")
+    image = _image(2, 101, 70, 1)
+    logits, classes = (list(tiled_regions(apply, tile=60, blend=blend, classes=c)(variables, image)) for c in (False, True))
+    assert len({int(c) for _, values in classes for c in np.unique(values)}) == 2
+    for (where, values), (other, found) in zip(logits, classes, strict=True):
+        assert where == other
+        assert found.dtype == np.uint16
+        np.testing.assert_array_equal(found, values.argmax(-1))
+
+
+def test_the_next_tiles_are_read_while_some_are_computed():
+    """Up to the second batch is read before the first is given out, and never more."""
+
+    class Watched:
+        shape, read = (160, 16, 1), 0
+
+        def __getitem__(self, where):
+            self.read += 1
+            return np.ones((160, 16, 1), np.float32)[where]
+
+    image, taken = Watched(), 0
+    for _ in tiled_regions(lambda _, x: 2 * x, tile=16, batch=2)((), image):
+        assert image.read == min(taken // 2 * 2 + 4, 10)
+        taken += 1
+    assert taken == 10
+
+
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_the_halo_is_sufficient_and_necessary(padding):
     """A tile cut out of a large image is right from the first output that sees the tile alone on, and not one before."""

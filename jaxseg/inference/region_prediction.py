@@ -1,5 +1,6 @@
 """Label maps of images larger than memory: read, predicted and written region by region. A killed run goes on where it stopped."""
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -9,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.errors import InputError
@@ -48,7 +47,8 @@ def predict_regions(
     identity that is finished stays as it is. Of objects an image's logits are kept in `out`.logits until they are decoded.
 
     Args:
-      regions: of `jaxseg.inference.tiles.tiled_regions`; where they are of volumes, the images are a volume's slices.
+      regions: of `jaxseg.inference.tiles.tiled_regions`, of classes or, with `decode`, of logits; where they are of volumes, the images
+        are a volume's slices.
       colours: one a class.
       identity: a digest of everything the labels depend on.
       decode: of a route to objects; None for classes.
@@ -61,10 +61,11 @@ def predict_regions(
         if file.is_dir():
             raise InputError(f"{file}: is a folder, where a file is written meanwhile. Move it away, or choose another --out.")
     shape, draw = image.shape[:3], outlines if decode else functools.partial(overlay, colours=colours)
+    image, sample = sampled(image)
     there = identity_of(out)
     if there == identity:
         if not shown.exists():
-            shown.write_bytes(png_bytes(overview(image, open_label_file(out, shape).read, draw)))
+            shown.write_bytes(png_bytes(overview(image.shape, sample(), open_label_file(out, shape).read, draw)))
         if not part.exists():  # left by a run that ended at its very end; else they are of another one
             for left in (logits, journal):
                 left.unlink(missing_ok=True)
@@ -109,7 +110,7 @@ def predict_regions(
         if number % EVERY == 0:
             note(number)
     close(shape[0], number)
-    shown.write_bytes(png_bytes(overview(image, labels.read, draw)))
+    shown.write_bytes(png_bytes(overview(image.shape, sample(), labels.read, draw)))
     _remove(out)
     os.replace(part, out)
     logits.unlink(missing_ok=True)
@@ -125,16 +126,15 @@ class Progress(NamedTuple):
     size: int
 
 
+Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Take = Callable[[int | slice, slice, slice, np.ndarray], None]
 Finish = Callable[[int], None]
 
 
 def _classes(labels: LabelFile) -> tuple[Take, Finish]:
-    """A region's logits go into the map as classes; nothing is left to do for an image."""
-    largest = jax.jit(lambda logits: jnp.argmax(logits, -1).astype(jnp.uint16))  # NumPy takes five times as long
+    """A region's classes go into the map; nothing is left to do for an image."""
 
-    def take(n: int | slice, rows: slice, columns: slice, logits: np.ndarray) -> None:
-        label = np.asarray(largest(logits))
+    def take(n: int | slice, rows: slice, columns: slice, label: np.ndarray) -> None:
         for k, one in enumerate(label, n.start) if isinstance(n, slice) else [(n, label)]:
             labels.write(k, rows, columns, one)
 
@@ -173,15 +173,41 @@ def file_identity(path: Path) -> str:
     return hashlib.sha256("\n".join(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats).encode()).hexdigest()
 
 
-def overview(image: RegionFile, read: Callable[[int, slice, slice], np.ndarray], draw: Callable[..., np.ndarray]) -> np.ndarray:
-    """The middle image of a file with its labels drawn over it, by every so many pixels."""
-    n, height, width = image.shape[0] // 2, *image.shape[1:3]
-    step = math.ceil(max(height, width) / SHOWN)
+def sampled(image: RegionFile) -> tuple[RegionFile, Callable[[], np.ndarray]]:
+    """The file, and every so many pixels of its middle image: those that are read meanwhile are kept, the others read then."""
+    n, height, width, step = _shown(image.shape)
+    kept = np.zeros((-(-height // step), -(-width // step), image.shape[3]), image.dtype)
+    there = np.zeros(kept.shape[:2], bool)
+
+    def read(k: int, rows: slice, columns: slice) -> np.ndarray:
+        part = image.read(k, rows, columns)
+        if k == n:
+            y, x = -(-rows.start // step), -(-columns.start // step)
+            some = part[y * step - rows.start :: step, x * step - columns.start :: step]
+            where = slice(y, y + some.shape[0]), slice(x, x + some.shape[1])
+            kept[where], there[where] = some, True
+        return part
+
+    def sample() -> np.ndarray:
+        for y in np.flatnonzero(~there.all(1)):
+            read(n, slice(int(y) * step, int(y) * step + 1), slice(0, width))
+        return kept
+
+    return dataclasses.replace(image, read=read), sample
+
+
+def overview(shape: tuple[int, ...], sample: np.ndarray, read: Callable[[int, slice, slice], np.ndarray], draw: Draw) -> np.ndarray:
+    """The middle image of a file [N, H, W, C], `sampled`, with its labels drawn over it."""
+    n, height, width, step = _shown(shape)
     bands = [slice(top, min(top + SIDE, height)) for top in range(0, height, SIDE)]
     # Copies: a view would keep all that it was taken from.
-    label = np.concatenate([read(n, band, slice(0, width))[-band.start % step :: step, ::step].copy() for band in bands])
-    seen = np.concatenate([image.read(n, slice(y, y + 1), slice(0, width))[:, ::step].copy() for y in range(0, height, step)])
-    return draw(seen, label)
+    return draw(sample, np.concatenate([read(n, band, slice(0, width))[-band.start % step :: step, ::step].copy() for band in bands]))
+
+
+def _shown(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Which image an overview shows, its height and width, and each how many pixels."""
+    n, height, width = shape[0] // 2, *shape[1:3]
+    return n, height, width, math.ceil(max(height, width) / SHOWN)
 
 
 def _note(journal: Path, progressed: Progress) -> None:

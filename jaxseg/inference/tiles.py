@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from jaxseg.errors import InputError
 from jaxseg.inference.tile_plan import REMAINDERS, Reach, Tiling, blended_tiling, cropped_tiling, exact_tiling, find_reach, legal_side
@@ -63,7 +64,14 @@ def assembled(regions: Callable[..., Iterator[Region]]) -> Callable[[Any, Any], 
 
 
 def tiled_regions(
-    apply: Predict, *, tile: int = 512, batch: int = 4, blend: Blend | None = None, overlap: float = 0.25, axes: Literal[2, 3] = 2
+    apply: Predict,
+    *,
+    tile: int = 512,
+    batch: int = 4,
+    blend: Blend | None = None,
+    overlap: float = 0.25,
+    axes: Literal[2, 3] = 2,
+    classes: bool = False,
 ) -> Callable[..., Iterator[Region]]:
     """A function (variables, image, skip=0) -> the image's logits, region by region, each pixel once.
 
@@ -75,7 +83,8 @@ def tiled_regions(
 
     Of volumes, with axes=3, the same: [D, H, W, C] or [N, D, H, W, C], in cubes, not averaged, and exact to rounding.
 
-    The tiles are computed `batch` at a time on all devices, the last batch filled up. Where memory runs out, half as many at a time.
+    The tiles are computed `batch` at a time on all devices, the last batch filled up, while the next ones are read. Where memory runs
+    out, half as many at a time.
 
     Args:
       apply: (variables, images [N, H, W, C]) -> logits of every pixel, or of all but a margin; pure, and not itself under jit, which
@@ -86,6 +95,7 @@ def tiled_regions(
         tiles off in the middle of their overlap.
       overlap: the least share of a tile's side that the next one computes again, with `blend`.
       axes: of an image, 2 for pictures, 3 for volumes.
+      classes: give each pixel's class, uint16 [..., H, W], instead of its logits: those stay on the device.
 
     Returns:
       a function of `image`: an array, or anything with a shape [H, W, C] or [N, H, W, C] that slices of rows and columns can be read from
@@ -185,9 +195,10 @@ def tiled_regions(
         lead = len(image.shape) - 1 - axes
         images = range(math.prod(image.shape[:lead]))
 
-        def compute(places: list[Place]) -> Float[np.ndarray, "b *t k"]:
+        def compute(places: list[Place]) -> Float[Array, "b *t k"]:
             parts = [_read(image, (n,) * lead, *zip(tilings, ks, strict=True)) for n, *ks in places]
-            return np.asarray(step(variables, jax.device_put(np.stack(parts), NamedSharding(mesh, PartitionSpec(AXIS)))))
+            values = step(variables, jax.device_put(np.stack(parts), NamedSharding(mesh, PartitionSpec(AXIS))))
+            return _largest(values) if classes and not averaged else values
 
         averaged = blend not in (None, "crop")
         if not averaged:
@@ -209,7 +220,7 @@ def tiled_regions(
             computed = _in_batches(compute, todo, at_once, mesh.size, advance)
             if averaged:
                 for n, rows_, columns_, values in _blended(computed, panels, *tilings, blend):  # type: ignore[arg-type]
-                    yield ((n,) * lead + (rows_, columns_)), values
+                    yield ((n,) * lead + (rows_, columns_)), np.asarray(_largest(values)) if classes else values
                 return
             for (n, *ks), values in computed:
                 parts = [(axis.edges[k], axis.edges[k + 1], axis.offsets[k]) for axis, k in zip(tilings, ks, strict=True)]
@@ -217,6 +228,11 @@ def tiled_regions(
                 yield ((n,) * lead + tuple(slice(first, end) for first, end, _ in parts)), inner
 
     return regions
+
+
+@jax.jit
+def _largest(logits: Float[Array, "*n k"]) -> Integer[Array, "*n"]:
+    return jnp.argmax(logits, -1).astype(jnp.uint16)
 
 
 def _pads(apply: Predict, variables: Any, shape: tuple[int, ...]) -> bool:
@@ -278,20 +294,28 @@ def _read(image: Any, lead: tuple[int, ...], *places: tuple[Tiling, int]) -> Flo
     return part
 
 
-def _in_batches(compute: Callable[[list], np.ndarray], places: list, batch: int, least: int, advance: Callable[..., None]) -> Iterator:
-    """Each place with its tile's output; `batch` at a time, and half as many from where memory runs out."""
+def _in_batches(compute: Callable[[list], Array], places: list, batch: int, least: int, advance: Callable[..., None]) -> Iterator:
+    """Each place with its tile's output; `batch` at a time, and half as many from where memory runs out.
+
+    While a batch is computed the next one is read, and that before it given out.
+    """
+    begun: deque[tuple[list, Array]] = deque()
     done = 0
-    while done < len(places):
-        now = places[done : done + batch]
+    while done < len(places) or begun:
         try:
-            values = compute(now + [now[-1]] * (batch - len(now)))
+            while len(begun) < 2 and (ahead := done + sum(len(now) for now, _ in begun)) < len(places):
+                now = places[ahead : ahead + batch]
+                begun.append((now, compute(now + [now[-1]] * (batch - len(now)))))
+            values = np.asarray(begun[0][1])
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             if batch == least:
                 raise InputError(f"tiles: no memory for {batch} tiles at a time, one a device. Take a smaller tile. ({error})") from error
             batch = max(batch // 2 // least, 1) * least
+            begun.clear()
             continue
+        now, _ = begun.popleft()
         yield from zip(now, values, strict=False)
         done += len(now)
         advance(len(now))
