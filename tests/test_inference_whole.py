@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from random_variables import random_variables
 
+from jaxseg.errors import InputError
 from jaxseg.inference.whole import predict_whole, resized, standardise, stretched
 from jaxseg.models import UNet
 from jaxseg.models.unet import margin, output_size
@@ -27,6 +28,23 @@ class Identity(nn.Module):
 
     def __call__(self, image):
         return image
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((1, 20, 20, 1), r"1 channels last; the model takes 3.*jnp.repeat"),  # which would be taken for grey in all three
+        ((1, 20, 20, 4), r"4 channels last; the model takes 3"),
+        ((1, 0, 20, 3), r"shape \(1, 0, 20, 3\); required \[N, H, W, C\]"),
+        ((20, 20, 3), r"shape \(20, 20, 3\); required \[N, H, W, C\]"),
+    ],
+)
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_images_of_other_shapes_are_refused(padding, shape, said):
+    model = UNet(2, (2, 3), padding=padding)
+    variables = random_variables(model, _image(1, 20, 20, 3))
+    with pytest.raises(InputError, match=said):
+        _predict(model, mean=[0.5] * 3, std=[0.2] * 3)(variables, _image(*shape))
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])

@@ -15,7 +15,7 @@ from jaxseg.errors import InputError
 from jaxseg.inference import region_files
 from jaxseg.inference.label_files import create_label_file, identity_of, open_label_file
 from jaxseg.inference.region_files import is_region_file, open_regions, stretched_regions
-from jaxseg.inference.region_prediction import overview
+from jaxseg.inference.region_prediction import overview, sampled
 from jaxseg.inference.whole import stretched
 from jaxseg.pictures import overlay
 
@@ -302,7 +302,9 @@ def test_a_label_map_and_its_overview_take_little_memory(tmp_path):
         create_label_file(tmp_path / "long.tif", (1, 65536, 1024), stack=False, zarr=False, colours=colours, identity="")
         labels = open_label_file(tmp_path / "long.tif", (1, 65536, 1024))
         labels.write(0, slice(600, 1300), slice(500, 600), np.ones((700, 100), np.uint8))
-        shown = overview(image, labels.read, functools.partial(overlay, colours=colours))
+        image, sample = sampled(image)
+        image.read(0, slice(0, 3000), slice(0, 1024))
+        shown = overview(image.shape, sample(), labels.read, functools.partial(overlay, colours=colours))
     assert shown.shape == (2048, 32, 3)
     assert set(map(tuple, shown[-(-600 // 32) : -(-1300 // 32), -(-500 // 32) : -(-600 // 32)].reshape(-1, 3).tolist())) == {(128, 0, 0)}
     assert (shown[:, 0] == 0).all()

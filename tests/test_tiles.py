@@ -14,6 +14,7 @@ from op_laws import spread
 from random_variables import random_variables
 
 from jaxseg.errors import InputError
+from jaxseg.inference import tiles
 from jaxseg.inference.tile_plan import Reach, exact_tiling, find_reach
 from jaxseg.inference.tiles import tiled, tiled_regions, weights
 from jaxseg.inference.whole import predict_whole
@@ -315,6 +316,32 @@ def test_where_memory_runs_out_half_as_many_tiles_go_on():
     image = _image(100, 90, 1)
     np.testing.assert_array_equal(tiled(apply, tile=32, batch=16, blend="linear", overlap=0)((), image).shape, image.shape)
     assert batches[-4:] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize(("room", "sizes"), [(8, {4}), (7, {4}), (4, {4}), (3, {4, 2}), (2, {4, 2}), (1, {4, 2, 1})])
+def test_as_many_tiles_are_computed_at_a_time_as_there_is_room_for(room, sizes):
+    """Of a device that keeps results until they are given out: two batches, then one, then one of half as many tiles."""
+    live, asked = [], []
+
+    class Result:
+        def __init__(self, places):
+            live.append(self)
+            self.places = places
+
+        def __array__(self, dtype=None, copy=None):
+            live.remove(self)
+            return np.array(self.places)
+
+    def compute(places):
+        asked.append(len(places))
+        if sum(len(result.places) for result in live) + len(places) > room:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: full")
+        return Result(places)
+
+    found = list(tiles._in_batches(compute, list(range(13)), 4, 1, lambda _: None))
+    assert found == [(place, place) for place in range(13)]
+    assert set(asked) == sizes
+    assert len(asked) - -(-13 // min(sizes)) <= len(sizes) + 1  # hardly any is computed twice
 
 
 def test_no_memory_for_one_tile_is_said_and_other_failures_pass():

@@ -20,8 +20,8 @@ from jaxseg.instances.stitch import Decode, stitch_into, window_count
 from jaxseg.pictures import Colours, outlines, overlay, png_bytes
 from jaxseg.progress import progress
 
-EVERY = 16
-"""Regions after which the journal is written: what a killed run computes again at most."""
+EVERY, PIXELS = 16, 2**22
+"""Regions, or their pixels, after which the journal is written: what a killed run computes again at most, besides two batches of tiles."""
 
 SHOWN = 2048
 """Largest side of the overview, pixels."""
@@ -102,13 +102,15 @@ def predict_regions(
             images, before = images + 1, number
             note(number)
 
-    number = done
+    number, unnoted = done, 0
     for number, ((n, rows, columns), values) in enumerate(regions(variables, image, skip=done), done + 1):
         if not isinstance(n, slice):  # of a volume all images end together
             close(n, number - 1)
         take(n, rows, columns, values)  # type: ignore[arg-type]
-        if number % EVERY == 0:
+        unnoted += values.size
+        if number % EVERY == 0 or unnoted >= PIXELS:
             note(number)
+            unnoted = 0
     close(shape[0], number)
     shown.write_bytes(png_bytes(overview(image.shape, sample(), labels.read, draw)))
     _remove(out)

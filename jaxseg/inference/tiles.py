@@ -84,7 +84,7 @@ def tiled_regions(
     Of volumes, with axes=3, the same: [D, H, W, C] or [N, D, H, W, C], in cubes, not averaged, and exact to rounding.
 
     The tiles are computed `batch` at a time on all devices, the last batch filled up, while the next ones are read. Where memory runs
-    out, half as many at a time.
+    out, one batch after the other, and then half as many tiles at a time.
 
     Args:
       apply: (variables, images [N, H, W, C]) -> logits of every pixel, or of all but a margin; pure, and not itself under jit, which
@@ -95,7 +95,7 @@ def tiled_regions(
         tiles off in the middle of their overlap.
       overlap: the least share of a tile's side that the next one computes again, with `blend`.
       axes: of an image, 2 for pictures, 3 for volumes.
-      classes: give each pixel's class, uint16 [..., H, W], instead of its logits: those stay on the device.
+      classes: give each pixel's class, uint16 [..., H, W], instead of its logits, which stay on the device where they are not averaged.
 
     Returns:
       a function of `image`: an array, or anything with a shape [H, W, C] or [N, H, W, C] that slices of rows and columns can be read from
@@ -220,7 +220,7 @@ def tiled_regions(
             computed = _in_batches(compute, todo, at_once, mesh.size, advance)
             if averaged:
                 for n, rows_, columns_, values in _blended(computed, panels, *tilings, blend):  # type: ignore[arg-type]
-                    yield ((n,) * lead + (rows_, columns_)), np.asarray(_largest(values)) if classes else values
+                    yield ((n,) * lead + (rows_, columns_)), values.argmax(-1).astype(np.uint16) if classes else values
                 return
             for (n, *ks), values in computed:
                 parts = [(axis.edges[k], axis.edges[k + 1], axis.offsets[k]) for axis, k in zip(tilings, ks, strict=True)]
@@ -300,22 +300,29 @@ def _in_batches(compute: Callable[[list], Array], places: list, batch: int, leas
     While a batch is computed the next one is read, and that before it given out.
     """
     begun: deque[tuple[list, Array]] = deque()
-    done = 0
-    while done < len(places) or begun:
+    done, ahead, most = 0, 0, 2  # places given out, places begun, batches at a time
+    while done < len(places):
+        waiting = False
         try:
-            while len(begun) < 2 and (ahead := done + sum(len(now) for now, _ in begun)) < len(places):
+            while len(begun) < most and ahead < len(places):
                 now = places[ahead : ahead + batch]
                 begun.append((now, compute(now + [now[-1]] * (batch - len(now)))))
+                ahead += len(now)
+            waiting = True
             values = np.asarray(begun[0][1])
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            if batch == least:
+            if most == 1 and batch == least:
                 raise InputError(f"tiles: no memory for {batch} tiles at a time, one a device. Take a smaller tile. ({error})") from error
-            batch = max(batch // 2 // least, 1) * least
-            begun.clear()
+            if most == 1:
+                batch = max(batch // 2 // least, 1) * least
+            if waiting:  # else there was no room beside the one that is computed
+                begun.clear()
+                ahead = done
+            most = 1
             continue
-        now, _ = begun.popleft()
+        now = begun.popleft()[0]
         yield from zip(now, values, strict=False)
         done += len(now)
         advance(len(now))

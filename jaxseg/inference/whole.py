@@ -14,7 +14,16 @@ from jaxseg.models.unet import UNet, input_size, margin
 
 
 def standardise(image: Float[Array, "n h w c"], mean: Any, std: Any) -> Float[Array, "n h w c"]:
-    """(image - mean) / std, channel by channel."""
+    """(image - mean) / std, channel by channel.
+
+    Raises:
+      InputError: as many means as there are channels are required, or a single number.
+    """
+    if np.ndim(mean) and np.shape(mean) != image.shape[-1:]:
+        raise InputError(
+            f"preprocessing: got an image of shape {image.shape}, {image.shape[-1]} channels last; the model takes {np.size(mean)}. "
+            "Bring it to these channels (grey to RGB: jnp.repeat(image, 3, -1))."
+        )
     return (image - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
@@ -53,7 +62,12 @@ def predict_whole(
     Unpadded U-Nets get their missing context by reflection at the border (U-Net paper, figure 2). With `resize` != 1 the image is
     resampled by that factor, as in training, and the logits are brought back to H x W bilinearly. With `percentiles` it is first
     `stretched`.
+
+    Raises:
+      InputError: an image of other axes, an empty one, or one of other channels than `mean` has.
     """
+    if image.ndim not in (4, 5) or any(isinstance(side, int) and side == 0 for side in image.shape[1:]):
+        raise InputError(f"predict: got an image of shape {image.shape}; required [N, H, W, C] or [N, D, H, W, C] without empty axes.")
     n, size = image.shape[0], image.shape[1:-1]
     if percentiles is not None:
         image = stretched(image, percentiles)
