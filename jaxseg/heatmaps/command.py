@@ -66,9 +66,9 @@ def heatmaps(
 
     Args:
       workdir: run folder of `jaxseg train`.
-      inputs: PNG, JPEG or TIFF files, or folders of them, of the channels that the model was trained on.
-      out: folder for the results, made when missing.
-      layer: layers to look into, by their names.
+      inputs: PNG, JPEG or TIFF files, or folders of them, of the channels that the model was trained on. Required without `--layers`.
+      out: folder for the results, made when missing. Required without `--layers`.
+      layer: layers to look into, by their names, which `--layers` lists.
       listing: only list the layers, with their sizes and receptive fields for an image of the training's size.
     """
     if listing:
