@@ -187,6 +187,24 @@ def test_an_overview_is_the_same_whatever_was_read_before(shown, monkeypatch):
     assert not reads  # all of it had been seen
 
 
+@pytest.mark.parametrize(("every", "pixels", "noted"), [(16, 200, 4), (3, 10**9, 3), (16, 10**9, 0)])
+def test_what_is_done_again_is_bounded_in_regions_and_pixels(every, pixels, noted, tmp_path, monkeypatch):
+    """Of a run that ends in its sixth region of 100 pixels."""
+    monkeypatch.setattr(region_prediction, "EVERY", every)
+    monkeypatch.setattr(region_prediction, "PIXELS", pixels)
+    image = RegionFile("a", (1, 50, 20, 1), np.dtype(np.uint8), (), lambda n, rows, columns: np.zeros((50, 20, 1), np.uint8)[rows, columns])
+
+    def regions(variables, image, skip=0):
+        for k in range(skip, 5):
+            yield (0, slice(5 * k, 5 * k + 5), slice(0, 20)), np.ones((5, 20), np.uint16)
+        raise RuntimeError("power failure")
+
+    given = {"colours": [(0, 0, 0), (255, 0, 0)], "identity": "it"}
+    with pytest.raises(RuntimeError, match="power"):
+        region_prediction.predict_regions(regions, {}, image, tmp_path / "a.tif", tmp_path / "a.png", **given)
+    assert int((tmp_path / "a.tif.journal").read_text().split()[0]) == noted
+
+
 @pytest.mark.parametrize("blend", [None, "gaussian"])
 def test_regions_left_out_are_the_first_ones(blend, monkeypatch):
     """Also where the wide image is blended in several panels."""
