@@ -4,7 +4,7 @@ For each model of `jaxseg.models.MODELS`, narrow, with random weights, and the u
 fraction of a tile to some tiles, in exact tiles of 3 sizes, from about the smallest that the model can have. Counted are the
 logits that are not bit for bit the whole image's. Beside them the largest difference of blended tiles (Gaussian), in standard
 deviations of the logits. Up to ten minutes a model on 2 cores, most of them of compiling; a model that is in the
-file already is not run again. Models whose outputs see 600 pixels and more take up to half an hour each: `--images 2 --tiles 1` is a
+file already is not run again. Models whose outputs see 600 pixels and more take up to an hour each: `--images 2 --tiles 1` is a
 shorter run.
 """
 
