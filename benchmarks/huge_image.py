@@ -1,19 +1,22 @@
 """`jaxseg predict` of an image larger than memory: `python benchmarks/huge_image.py --run RUN --folder /tmp/huge`.
 
 The image is made of generated cells, written as a tiled, compressed BigTIFF. It is predicted by the command itself in a process of its
-own, whose largest resident memory, time and processor time are printed; beside them, before and after, what the model alone takes for tiles
-in memory. Where others compute on the machine too, processor time says more than time. RUN is a run folder of one channel, such as that of
+own, whose largest resident memory, time and processor time are printed; beside them what the model alone takes for tiles in memory: the
+command is stopped every 15 s while that is measured, since a machine's speed changes within minutes. RUN is a run folder of one channel,
+such as that of
 
     jaxseg train configs/cells_unet.py --features 4 8 --steps 300 --data-dir data --workdir runs/small
 """
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time
+from time import perf_counter, process_time, sleep
 
 import jax
 import numpy as np
@@ -24,6 +27,7 @@ from jaxseg.cli import script
 from jaxseg.data import cells
 from jaxseg.predict import tiles_at_once
 
+EVERY = 15.0  # seconds after which the model alone takes a turn
 MAKING = 256  # side of the file's tiles, and of a generated picture
 
 
@@ -42,17 +46,27 @@ def main(run: Path, folder: Path, side: tuple[int, ...] = (30000,), tile: int = 
         image = folder / f"cells{length}.tif"
         if not image.exists():
             _write(image, length)
-        before = _resident(apply, variables, tile)
-        start = perf_counter()
         argv = [sys.executable, "-m", "jaxseg.cli", "predict", str(run), str(image), "--out", str(folder / "out"), "--tile", str(tile)]
+        alone = [_resident(apply, variables, tile)]
+        start, stopped = perf_counter(), 0.0
         process = subprocess.Popen(argv)
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = perf_counter() - start
+        due = start + EVERY
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            sleep(0.1)
+            if perf_counter() > due:
+                process.send_signal(signal.SIGSTOP)
+                begin = perf_counter()
+                alone.append(_resident(apply, variables, tile))
+                process.send_signal(signal.SIGCONT)
+                stopped += perf_counter() - begin
+                due = perf_counter() + EVERY
+        _, status, used = ended
+        seconds = perf_counter() - start - stopped
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise SystemExit(process.returncode)
         memory, processors = used.ru_maxrss / 2**20, used.ru_utime + used.ru_stime
-        own, busy = np.mean([before, _resident(apply, variables, tile)], 0)
+        own, busy = np.mean(alone, 0)
         print(
             f"{length} x {length} pixels: largest resident {memory:.2f} GiB. A million pixels take {seconds / length**2 * 1e6:.3f} s "
             f"and {processors / length**2 * 1e6:.3f} s of processors; in the model alone {own * 1e6:.3f} and {busy * 1e6:.3f}. "
@@ -73,13 +87,18 @@ def _write(path: Path, side: int) -> None:
     tifffile.imwrite(path, tiles(), shape=(side, side), dtype=np.uint8, **options)
 
 
+@functools.cache
+def _compiled(apply):
+    return jax.jit(apply)
+
+
 def _resident(apply, variables, tile: int) -> tuple[float, float]:
     """Seconds, and seconds of processors, a pixel; medians of a few, of as many tiles as the command predicts at a time."""
-    step = jax.jit(apply)
+    step = _compiled(apply)
     image = jax.device_put(np.random.default_rng(0).uniform(size=(tiles_at_once(tile), tile, tile, 1)).astype(np.float32))
     step(variables, image).block_until_ready()
     times, busy = [], []
-    for _ in range(5):
+    for _ in range(3):
         start, begin = perf_counter(), process_time()
         step(variables, image).block_until_ready()
         times.append(perf_counter() - start)
