@@ -8,7 +8,6 @@ such as that of
     jaxseg train configs/cells_unet.py --features 4 8 --steps 300 --data-dir data --workdir runs/small
 """
 
-import functools
 import os
 import signal
 import subprocess
@@ -41,13 +40,14 @@ def main(run: Path, folder: Path, side: tuple[int, ...] = (30000,), tile: int = 
       tile: side of the tiles.
     """
     apply, variables, _ = jaxseg.load(run)
+    step = jax.jit(apply)
     folder.mkdir(parents=True, exist_ok=True)
     for length in side:
         image = folder / f"cells{length}.tif"
         if not image.exists():
             _write(image, length)
         argv = [sys.executable, "-m", "jaxseg.cli", "predict", str(run), str(image), "--out", str(folder / "out"), "--tile", str(tile)]
-        alone = [_resident(apply, variables, tile)]
+        alone = [_resident(step, variables, tile)]
         start, stopped = perf_counter(), 0.0
         process = subprocess.Popen(argv)
         due = start + EVERY
@@ -56,7 +56,7 @@ def main(run: Path, folder: Path, side: tuple[int, ...] = (30000,), tile: int = 
             if perf_counter() > due:
                 process.send_signal(signal.SIGSTOP)
                 begin = perf_counter()
-                alone.append(_resident(apply, variables, tile))
+                alone.append(_resident(step, variables, tile))
                 process.send_signal(signal.SIGCONT)
                 stopped += perf_counter() - begin
                 due = perf_counter() + EVERY
@@ -87,14 +87,8 @@ def _write(path: Path, side: int) -> None:
     tifffile.imwrite(path, tiles(), shape=(side, side), dtype=np.uint8, **options)
 
 
-@functools.cache
-def _compiled(apply):
-    return jax.jit(apply)
-
-
-def _resident(apply, variables, tile: int) -> tuple[float, float]:
+def _resident(step, variables, tile: int) -> tuple[float, float]:
     """Seconds, and seconds of processors, a pixel; medians of a few, of as many tiles as the command predicts at a time."""
-    step = _compiled(apply)
     image = jax.device_put(np.random.default_rng(0).uniform(size=(tiles_at_once(tile), tile, tile, 1)).astype(np.float32))
     step(variables, image).block_until_ready()
     times, busy = [], []

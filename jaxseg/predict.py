@@ -125,12 +125,7 @@ def tiles_at_once(side: int) -> int:
 def _tiles(run: Run, predict: Predict, exact: bool, tile: int, blend: Blend | None, *, classes: bool = False) -> Regions:
     """(variables, image, skip=0) -> logits, or classes. Exact tiles see their neighbours' pixels: nothing is mirrored in them."""
     preprocess, axes = run.description["preprocess"], 3 if run.takes_volumes else 2
-    options: Any = {
-        "tile": tile,
-        "batch": tiles_at_once(tile) if axes == 2 else 1,
-        "axes": axes,
-        "classes": classes,
-    }
+    options: Any = {"tile": tile, "batch": tiles_at_once(tile) if axes == 2 else 1, "axes": axes, "classes": classes}
     if blend is not None:
         return tiled_regions(predict, blend=blend, **options)
 

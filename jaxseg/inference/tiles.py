@@ -220,6 +220,7 @@ def tiled_regions(
             computed = _in_batches(compute, todo, at_once, mesh.size, advance)
             if averaged:
                 for n, rows_, columns_, values in _blended(computed, panels, *tilings, blend):  # type: ignore[arg-type]
+                    # By NumPy: on a device it would wait for the tiles that are begun.
                     yield ((n,) * lead + (rows_, columns_)), values.argmax(-1).astype(np.uint16) if classes else values
                 return
             for (n, *ks), values in computed:
@@ -295,9 +296,9 @@ def _read(image: Any, lead: tuple[int, ...], *places: tuple[Tiling, int]) -> Flo
 
 
 def _in_batches(compute: Callable[[list], Array], places: list, batch: int, least: int, advance: Callable[..., None]) -> Iterator:
-    """Each place with its tile's output; `batch` at a time, and half as many from where memory runs out.
+    """Each place with its tile's output; `batch` at a time. While one batch is computed the next is read and begun.
 
-    While a batch is computed the next one is read, and that before it given out.
+    Where memory runs out, from there on one batch at a time, and then of half as many.
     """
     begun: deque[tuple[list, Array]] = deque()
     done, ahead, most = 0, 0, 2  # places given out, places begun, batches at a time
