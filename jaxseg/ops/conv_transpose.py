@@ -24,10 +24,8 @@ from jaxseg.ops.shapes import integer, need_floats, need_image, pair
 
 Pair = tuple[int, int]
 Edges = tuple[Pair, Pair]
-MANY = 8192
-"""Pixels of a batch from which a convolution for each phase pays. Measured on CPUs."""
-PAINTED = 1 << 23
-"""Values that may be held where all taps are one product, until they are added up. Measured on CPUs."""
+PAINTED = 1 << 22
+"""Values that may be held of what pixels paint, until overlaps are added up. Measured on CPUs."""
 COPIED = 1 << 20
 """Values of the cotangent that are copied at a time for a weight gradient, or up to twice as many if these are all. Measured on CPUs."""
 PARTS = 8
@@ -236,21 +234,29 @@ def _by_phase(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
     return y.reshape(x.shape[0], counts[0] * sh, counts[1] * sw, kernel.shape[3])[:, : size[0], : size[1]]
 
 
-def _painted(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
-    """The same, undilated: what each pixel paints, as one product, and the overlaps added up."""
+def _by_phase_row(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
+    """The same, undilated: for each row of a cell a convolution over the height, of the kernel's rows that reach it, whose channels are
+    all that a pixel paints of a row; and the overlaps of columns added up."""
     (kh, kw, i, o), (sh, sw), (n, h, w, _) = kernel.shape, stride, x.shape
     down, across = (kh - 1) // sh, (kw - 1) // sw  # cells beyond its own that a pixel reaches
-    paint = jnp.matmul(x.reshape(n * h * w, i), kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o)).reshape(n, h, w, kh, kw, o)
 
-    def at(a: int, b: int) -> Array:  # in its cell
-        top, left = a // sh, b // sw
-        return jnp.pad(paint[:, :, :, a, b], [(0, 0), (top, down - top), (left, across - left), (0, 0)])
+    def row(place: int) -> Array:
+        taps = kernel[place::sh][::-1].swapaxes(1, 2)
+        reach = taps.shape[0] - 1
+        taps = taps.reshape(reach + 1, 1, i, kw * o)
+        if reach:
+            padding = [(reach, reach), (0, 0)]
+            paint = lax.conv_general_dilated(x, taps, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        else:
+            paint = jnp.matmul(x, taps[0, 0])
 
-    def place(row: int, column: int) -> Array:
-        return functools.reduce(jnp.add, [at(a, b) for a in range(row, kh, sh) for b in range(column, kw, sw)])
+        def at(b: int) -> Array:  # in its cell
+            left = b // sw
+            return jnp.pad(paint[..., b * o : (b + 1) * o], [(0, 0), (0, down - reach), (left, across - left), (0, 0)])
 
-    y = jnp.stack([jnp.stack([place(row, column) for column in range(sw)], 3) for row in range(sh)], 2)
-    y = y.reshape(n, (h + down) * sh, (w + across) * sw, o)
+        return jnp.stack([functools.reduce(jnp.add, [at(b) for b in range(column, kw, sw)]) for column in range(sw)], 3)
+
+    y = jnp.stack([row(place) for place in range(sh)], 2).reshape(n, (h + down) * sh, (w + across) * sw, o)
     return _cut(y, (kh, kw), edges, _size((h, w), (kh, kw), stride, edges, (1, 1)))
 
 
@@ -274,11 +280,9 @@ def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilati
         known = all(isinstance(n, int) for n in x.shape[:3])  # an export may leave them open
         if known and jax.default_backend() == "cpu" and max(stride) < 4 and all(map(operator.ge, taps, stride)):
             pixels = counted(math.prod(x.shape[:3]))
-            few = pixels * math.prod(taps) * kernel.shape[3] <= PAINTED
-            if few and 4 * math.prod(taps) <= 9 * math.prod(stride) and taps != stride:
-                return _painted(x, kernel, stride, edges)
-            if pixels >= MANY:
-                return _by_phase(x, kernel, stride, edges)
+            if pixels * stride[0] * taps[1] * kernel.shape[3] <= PAINTED:
+                return _by_phase_row(x, kernel, stride, edges)
+            return _by_phase(x, kernel, stride, edges)
         if min(stride) >= 4 or all(k % s == 0 for k, s in zip(taps, stride, strict=True)):
             return _sub_pixel(x, kernel, stride, edges)
     return _dilated(x, kernel, stride, edges, dilation)
