@@ -125,25 +125,27 @@ def balanced_orders(names: Sequence[str]) -> list[list[str]]:
 def alternate(contestants: Mapping[str, Steps], *, budget_s: float = 1.5, block_s: float = 0.03, min_rounds: int = 3) -> dict[str, Timing]:
     """Times several contestants in alternating rounds: what else the machine does meets all of them alike.
 
-    A round gives each a block of steps of about `block_s` seconds (one step at least), in an order of `balanced_orders`. Rounds go on until
-    `budget_s` is spent, and there are never fewer than `min_rounds`. The first contestant is the one that the ratios compare with.
+    A round gives each a block of steps of about `block_s` seconds (one step at least), in an order of `balanced_orders`. Of steps that are
+    shorter than a block one more goes before, untimed: it finds the caches of whoever was there before. Rounds go on until `budget_s` is
+    spent, and there are never fewer than `min_rounds`. The first contestant is the one that the ratios compare with.
 
     Args:
       contestants: by name, functions that run n steps and return each one's seconds: `stepper(call)`, or a peer process.
     """
     if not contestants:
         raise InputError("alternate: got no contestants; required at least one. Give {name: stepper(call)}.")
-    blocks, times, rounds = {}, {name: [] for name in contestants}, []
+    blocks, warm_up, times, rounds = {}, {}, {name: [] for name in contestants}, []
     for name, steps in contestants.items():
         last = steps(1)[0]
         if last < budget_s:  # the first step may still allocate
             last = steps(1)[0]
         blocks[name] = int(np.clip(block_s / max(last, 1e-7), 1, 200))
+        warm_up[name] = int(last < block_s)
     begun, orders = time.perf_counter(), balanced_orders(list(contestants))
     while len(rounds) < min_rounds or time.perf_counter() - begun < budget_s:
         medians = {}
         for name in orders[len(rounds) % len(orders)]:
-            seconds = contestants[name](blocks[name])
+            seconds = contestants[name](warm_up[name] + blocks[name])[warm_up[name] :]
             times[name] += seconds
             medians[name] = float(np.median(seconds))
         rounds.append(medians)
