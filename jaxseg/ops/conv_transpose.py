@@ -152,15 +152,16 @@ def _cells_dilated(x: Array, kernel: Array) -> Array:
     return _dilated(x, kernel, (kh, kw), ((kh - 1, kh - 1), (kw - 1, kw - 1)), (1, 1))
 
 
-def _cells_by_row(x: Array, kernel: Array) -> Array:
-    """The same; its transpose in the kernel multiplies whole rows of the cotangent, without a space to depth."""
+def _cells_by_kernel(x: Array, kernel: Array) -> Array:
+    """The same; its transpose in the kernel multiplies the pixels with the cotangent's cells, or on GPUs with whole rows of it."""
     (kh, kw, i, o), (n, h, w, _) = kernel.shape, x.shape
     if jax.default_backend() == "cpu":
-        return _by_row(x, kernel, (kh, kw), ((kh - 1, kh - 1), (kw - 1, kw - 1)))
+        cells = _pixels_product(x, kernel.transpose(2, 0, 1, 3).reshape(i, kh * kw * o)).reshape(h, n, w, kh, kw, o)
+        return cells.transpose(1, 0, 3, 2, 4, 5).reshape(n, h * kh, w * kw, o)
     return jnp.einsum("nhwi,aic->nhawc", x, kernel.swapaxes(1, 2).reshape(kh, i, kw * o)).reshape(n, h * kh, w * kw, o)
 
 
-_cells = product_rule(x=_cells_dilated, kernel=_cells_by_row)(_cells_product)
+_cells = product_rule(x=_cells_dilated, kernel=_cells_by_kernel)(_cells_product)
 
 
 # Any kernel, stride, padding and dilation.
@@ -288,20 +289,23 @@ def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilati
     return _dilated(x, kernel, stride, edges, dilation)
 
 
+def _pixels_product(x: Float[Array, "n h w i"], matrix: Float[Array, "i j"]) -> Float[Array, "h n w j"]:
+    """Each pixel times the matrix, as a convolution of one-pixel images: of its transpose in the matrix XLA makes a product of the turned
+    pixels with the cotangent as it lies, of `dot_general`'s one of the turned cotangent, which is slower. Rows go first, so that a
+    sharded height stays where it is."""
+    (n, h, w, i), j = x.shape, matrix.shape[1]
+    pixels = x.swapaxes(0, 1).reshape(h * n * w, 1, i)
+    return lax.conv_general_dilated(pixels, matrix[None], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")).reshape(h, n, w, j)
+
+
 def _by_row(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
     """The same, undilated: all pixels times a row of the kernel, put into whole cells. Its transpose in the kernel multiplies the pixels
-    with slices of the cotangent.
-
-    The product is a convolution of one-pixel images: of its transpose XLA makes a product of the turned pixels with the cotangent as it
-    lies, of `dot_general`'s one of the turned cotangent, which is slower. Rows go first, so that a sharded height stays where it is.
-    """
+    with slices of the cotangent."""
     (kh, kw, i, o), (sh, sw), (n, h, w, _) = kernel.shape, stride, x.shape
     down, across = (kh - 1) // sh, (kw - 1) // sw  # cells beyond its own that a pixel reaches
-    pixels = x.swapaxes(0, 1).reshape(h * n * w, 1, i)
     cells = [jnp.zeros((h + down, n, (w + across) * sw, o), x.dtype)] * sh  # each row of them
     for a, row in enumerate(kernel):
-        row = row.swapaxes(0, 1).reshape(1, i, kw * o)
-        painted = lax.conv_general_dilated(pixels, row, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")).reshape(h, n, w, kw * o)
+        painted = _pixels_product(x, row.swapaxes(0, 1).reshape(i, kw * o))
         for b in range(0, kw, sw):
             held = min(sw, kw - b)
             columns = painted[..., b * o : (b + held) * o].reshape(h, n, w, held, o)
