@@ -1,4 +1,4 @@
-"""Freed memory is kept: a second block of the same size takes no new pages."""
+"""Freed memory is kept: a second block of the same size takes no new pages. Or its pages are huge ones."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxseg.host_memory import KEEPING
+from jaxseg.host_memory import KEEPING, with_huge_pages
 
 FAULTS = """
 import resource, numpy as np
@@ -32,3 +32,39 @@ def test_a_block_that_comes_back_takes_no_new_pages():
     assert faults(True, {}) < 100
     assert faults(False, KEEPING) < 100
     assert faults(False, {}) > 100
+
+
+COMMAND = """
+import os, sys
+import jaxseg.cli
+jaxseg.cli.main = lambda: print(sys.argv[1:], os.environ.get("GLIBC_TUNABLES"), flush=True)
+jaxseg.cli.program()
+"""
+
+
+@pytest.mark.skipif(with_huge_pages({}) is None, reason="this system has no huge pages to ask for")
+def test_the_command_begins_anew_with_huge_pages_and_all_of_its_words():
+    def run(*words, **environment):
+        plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        command = [sys.executable, "-c", COMMAND, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain | environment)
+        return done.stdout.strip()
+
+    assert run("predict", "a b", "--out", "'c'") == """['predict', 'a b', '--out', "'c'"] glibc.malloc.hugetlb=1"""
+    assert run("predict", GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "['predict'] glibc.malloc.hugetlb=0"
+    assert run("benchmark") == "['benchmark'] None"
+
+
+@pytest.mark.skipif(with_huge_pages({}) is None, reason="this system has no huge pages to ask for")
+def test_huge_pages_take_fewer_faults():
+    def faults(environment):
+        command = [sys.executable, "-c", FAULTS.format(keep=False)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+
+    plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    plain["NUMPY_MADVISE_HUGEPAGE"] = "0"  # it asks for them itself; XLA does not
+    assert faults(with_huge_pages(plain)) < faults(plain) / 10
+
+
+def test_what_is_set_already_stays():
+    assert with_huge_pages({"GLIBC_TUNABLES": ""}) is None

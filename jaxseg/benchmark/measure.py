@@ -107,9 +107,9 @@ def stepper(call: Callable[[], Any]) -> Steps:
 
 
 def balanced_orders(names: Sequence[str]) -> list[list[str]]:
-    """Orders of `names` in which each comes equally often right after each other one, and equally often at each place.
+    """Orders of `names` in each of which all come once; in all, each comes equally often right after each other one, and at each place.
 
-    Torch's threads wait busily for a while after its last step: whoever always came next would look 2 to 10 per cent slower than it is.
+    Whoever always came next after another process would find its caches in the middle, and look 2 to 10 per cent slower than it is.
 
     Source: Williams 1949, Experimental designs balanced for the estimation of residual effects of treatments.
 
@@ -125,9 +125,10 @@ def balanced_orders(names: Sequence[str]) -> list[list[str]]:
 def alternate(contestants: Mapping[str, Steps], *, budget_s: float = 1.5, block_s: float = 0.03, min_rounds: int = 3) -> dict[str, Timing]:
     """Times several contestants in alternating rounds: what else the machine does meets all of them alike.
 
-    A round gives each a block of steps of about `block_s` seconds (one step at least), in an order of `balanced_orders`. Of steps that are
-    shorter than a block one more goes before, untimed: it finds the caches of whoever was there before. Rounds go on until `budget_s` is
-    spent, and there are never fewer than `min_rounds`. The first contestant is the one that the ratios compare with.
+    A round gives each a block of steps of about `block_s` seconds (one step at least), in an order of `balanced_orders`. Where a step
+    takes less than ten blocks, one more goes before, which finds the caches as another one has left them and does not count. Rounds go
+    on until `budget_s` is spent, and there are never fewer than `min_rounds`. The first contestant is the one that the ratios compare
+    with.
 
     Args:
       contestants: by name, functions that run n steps and return each one's seconds: `stepper(call)`, or a peer process.
@@ -140,7 +141,7 @@ def alternate(contestants: Mapping[str, Steps], *, budget_s: float = 1.5, block_
         if last < budget_s:  # the first step may still allocate
             last = steps(1)[0]
         blocks[name] = int(np.clip(block_s / max(last, 1e-7), 1, 200))
-        warm_up[name] = int(last < block_s)
+        warm_up[name] = int(last < 10 * block_s)
     begun, orders = time.perf_counter(), balanced_orders(list(contestants))
     while len(rounds) < min_rounds or time.perf_counter() - begun < budget_s:
         medians = {}

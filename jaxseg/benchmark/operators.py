@@ -72,7 +72,7 @@ def phase_programs(f: Function, args: Sequence[jax.Array], g: jax.Array, phases:
 
     def both(g, x, *w):
         y, vjp = jax.vjp(f, x, *w) if weighted else jax.vjp(lambda x: f(x, *w), x)
-        return y, vjp(lax.optimization_barrier((g, y))[0])  # as in training: forwards first, and then backwards
+        return y, vjp(lax.optimization_barrier((g, y))[0])  # as in training: backwards when y is there (jax 0.10 drops it)
 
     def dx(g, x, *w):
         return jax.vjp(lambda x: f(x, *w), x)[1](g)[0]

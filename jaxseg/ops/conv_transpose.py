@@ -236,28 +236,27 @@ def _by_phase(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
 
 
 def _by_phase_row(x: Array, kernel: Array, stride: Pair, edges: Edges) -> Array:
-    """The same, undilated: for each row of a cell a convolution over the height, of the kernel's rows that reach it, whose channels are
-    all that a pixel paints of a row; and the overlaps of columns added up."""
+    """The same, undilated: on the coarse grid, for each row of a cell, a convolution over the height (or a product, where one row of taps
+    reaches it). Its channels are all that a pixel paints of that row; where columns overlap they are added up."""
     (kh, kw, i, o), (sh, sw), (n, h, w, _) = kernel.shape, stride, x.shape
     down, across = (kh - 1) // sh, (kw - 1) // sw  # cells beyond its own that a pixel reaches
 
-    def row(place: int) -> Array:
-        taps = kernel[place::sh][::-1].swapaxes(1, 2)
+    def row_of_cells(row: int) -> Array:
+        taps = kernel[row::sh][::-1].swapaxes(1, 2)
         reach = taps.shape[0] - 1
-        taps = taps.reshape(reach + 1, 1, i, kw * o)
         if reach:
-            padding = [(reach, reach), (0, 0)]
-            paint = lax.conv_general_dilated(x, taps, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            matrices, padding = taps.reshape(reach + 1, 1, i, kw * o), [(reach, reach), (0, 0)]
+            paint = lax.conv_general_dilated(x, matrices, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
         else:
-            paint = jnp.matmul(x, taps[0, 0])
+            paint = jnp.matmul(x, taps.reshape(i, kw * o))
 
-        def at(b: int) -> Array:  # in its cell
+        def tap(b: int) -> Array:  # what all pixels paint by it, in the cells where it lies
             left = b // sw
             return jnp.pad(paint[..., b * o : (b + 1) * o], [(0, 0), (0, down - reach), (left, across - left), (0, 0)])
 
-        return jnp.stack([functools.reduce(jnp.add, [at(b) for b in range(column, kw, sw)]) for column in range(sw)], 3)
+        return jnp.stack([functools.reduce(jnp.add, map(tap, range(column, kw, sw))) for column in range(sw)], 3)
 
-    y = jnp.stack([row(place) for place in range(sh)], 2).reshape(n, (h + down) * sh, (w + across) * sw, o)
+    y = jnp.stack([row_of_cells(row) for row in range(sh)], 2).reshape(n, (h + down) * sh, (w + across) * sw, o)
     return _cut(y, (kh, kw), edges, _size((h, w), (kh, kw), stride, edges, (1, 1)))
 
 
@@ -280,10 +279,9 @@ def _general_forward(x: Array, kernel: Array, stride: Pair, edges: Edges, dilati
     if dilation == (1, 1) and min(stride) > 1:
         known = all(isinstance(n, int) for n in x.shape[:3])  # an export may leave them open
         if known and jax.default_backend() == "cpu" and max(stride) < 4 and all(map(operator.ge, taps, stride)):
-            pixels = counted(math.prod(x.shape[:3]))
-            if pixels * stride[0] * taps[1] * kernel.shape[3] <= PAINTED:
-                return _by_phase_row(x, kernel, stride, edges)
-            return _by_phase(x, kernel, stride, edges)
+            painted = counted(math.prod(x.shape[:3])) * stride[0] * taps[1] * kernel.shape[3]
+            worth_it = x.shape[3] >= 8 and math.prod(taps) <= 4 * math.prod(stride)  # else the sums take longer than the products
+            return (_by_phase_row if painted <= PAINTED and worth_it else _by_phase)(x, kernel, stride, edges)
         if min(stride) >= 4 or all(k % s == 0 for k, s in zip(taps, stride, strict=True)):
             return _sub_pixel(x, kernel, stride, edges)
     return _dilated(x, kernel, stride, edges, dilation)
