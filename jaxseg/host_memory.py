@@ -29,7 +29,7 @@ def with_huge_pages(environment: Mapping[str, str]) -> dict[str, str] | None:
     change nothing: no Linux, a C library that cannot, a kernel that never gives them or always does, or GLIBC_TUNABLES set already.
 
     The temporaries of an XLA program on a CPU come back at every step, and take a fault for each of their pages. With huge pages these
-    are 60 to 100 times fewer, and the process holds no more than it did, as it does where all that is freed is kept.
+    are 30 to 100 times fewer; and unlike one that keeps what it frees, the process holds no more than before.
 
     Source: glibc's manual, "Memory Allocation Tunables", from 2.35 on; the kernel's Documentation/admin-guide/mm/transhuge.rst.
     """
