@@ -1,7 +1,7 @@
 """What the C library does with memory that is free again."""
 
 import ctypes
-import os
+import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,8 +36,7 @@ def with_huge_pages(environment: Mapping[str, str]) -> dict[str, str] | None:
     given = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if sys.platform != "linux" or "GLIBC_TUNABLES" in environment or not given.exists() or "[madvise]" not in given.read_text():
         return None
-    named = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
-    library, _, version = (named or "").partition(" ")
+    library, version = platform.libc_ver()
     if library != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
         return None
     return {**environment, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -22,16 +22,31 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+PLAIN = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+needs_huge_pages = pytest.mark.skipif(with_huge_pages({}) is None, reason="this system has no huge pages to ask for")
+
+
+def faults(keep, environment):
+    command = [sys.executable, "-c", FAULTS.format(keep=keep)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return int(done.stdout)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' allocators are left as they are")
 def test_a_block_that_comes_back_takes_no_new_pages():
-    def faults(keep, environment):
-        command = [sys.executable, "-c", FAULTS.format(keep=keep)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
-        return int(done.stdout)
+    assert faults(True, PLAIN) < 100
+    assert faults(False, PLAIN | KEEPING) < 100
+    assert faults(False, PLAIN) > 100
 
-    assert faults(True, {}) < 100
-    assert faults(False, KEEPING) < 100
-    assert faults(False, {}) > 100
+
+@needs_huge_pages
+def test_huge_pages_take_fewer_faults():
+    plain = PLAIN | {"NUMPY_MADVISE_HUGEPAGE": "0"}  # NumPy asks for them itself; XLA does not
+    assert faults(False, with_huge_pages(plain)) < faults(False, plain) / 10
+
+
+def test_what_is_set_already_stays():
+    assert with_huge_pages({"GLIBC_TUNABLES": ""}) is None
 
 
 COMMAND = """
@@ -42,29 +57,12 @@ jaxseg.cli.program()
 """
 
 
-@pytest.mark.skipif(with_huge_pages({}) is None, reason="this system has no huge pages to ask for")
+@needs_huge_pages
 def test_the_command_begins_anew_with_huge_pages_and_all_of_its_words():
     def run(*words, **environment):
-        plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
         command = [sys.executable, "-c", COMMAND, *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain | environment)
-        return done.stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=PLAIN | environment).stdout.strip()
 
     assert run("predict", "a b", "--out", "'c'") == """['predict', 'a b', '--out', "'c'"] glibc.malloc.hugetlb=1"""
     assert run("predict", GLIBC_TUNABLES="glibc.malloc.hugetlb=0") == "['predict'] glibc.malloc.hugetlb=0"
     assert run("benchmark") == "['benchmark'] None"
-
-
-@pytest.mark.skipif(with_huge_pages({}) is None, reason="this system has no huge pages to ask for")
-def test_huge_pages_take_fewer_faults():
-    def faults(environment):
-        command = [sys.executable, "-c", FAULTS.format(keep=False)]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
-
-    plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    plain["NUMPY_MADVISE_HUGEPAGE"] = "0"  # it asks for them itself; XLA does not
-    assert faults(with_huge_pages(plain)) < faults(plain) / 10
-
-
-def test_what_is_set_already_stays():
-    assert with_huge_pages({"GLIBC_TUNABLES": ""}) is None
